@@ -1,0 +1,46 @@
+# The two commands are `make run` and `make test`; everything else is for contributors.
+# PYTHON=python3.12 chooses the interpreter that makes the virtual environment.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-virtualenv
+
+.PHONY: run test lint pins clean
+
+run: $(VENV)/run.done
+	@exec $(BIN)/chronicle up $(ARGS)
+
+test: $(VENV)/dev.done
+	$(BIN)/pytest -n auto --dist loadgroup $(ARGS)
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "ChronicleWeaver needs Python 3.11 or newer on PATH; name another one with: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: python3-venv)" >&2; exit 1; }
+
+$(VENV)/run.done: requirements/run.txt pyproject.toml | $(BIN)/python
+	@echo "installing pinned dependencies"
+	@$(PIP) --require-hashes -r requirements/run.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/dev.done: requirements/dev.txt $(VENV)/run.done
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# New pins from the ranges in pyproject.toml.
+pins:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--extra embedded --extra build -o requirements/run.txt pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--extra embedded --extra build --extra test --extra lint -c requirements/run.txt -o requirements/dev.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV)

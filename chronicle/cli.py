@@ -1,0 +1,211 @@
+"""The `chronicle` command. The only module that joins the services with the shared package."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chronicle import logs, runfile
+from chronicle.errors import ChronicleError, SettingsError, StartError
+from chronicle.settings import Settings
+
+app = typer.Typer(
+    help="ChronicleWeaver: a publish-subscribe log aggregator that loses nothing and counts everything exactly once.",
+    epilog="Settings come from the environment; the README lists them. Start with: chronicle up",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
+
+
+def main() -> None:
+    """Runs the command line; an error of ours is one line and exit code 1."""
+    try:
+        app()
+    except ChronicleError as error:
+        print(f"chronicle: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def up(host: Host = "127.0.0.1", port: Port = 8080) -> None:
+    """Run everything here: database, broker, migrations, API and projector, until Ctrl-C.
+
+    PostgreSQL and Valkey are embedded ones in CHRONICLE_HOME unless DATABASE_URL and REDIS_URL are set.
+    """
+    from chronicle import supervisor  # noqa: PLC0415
+
+    logs.configure("supervisor")
+    supervisor.run(Settings.load(), host=host, port=port)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database schema to what this version needs. Safe to run several times, and at once."""
+    from chronicle import database  # noqa: PLC0415
+
+    logs.configure("migrate")
+    database.migrate(_database(Settings.load()))
+    typer.echo(f"the schema is at {database.head()}")
+
+
+@app.command()
+def command(host: Host = "127.0.0.1", port: Port = 8081) -> None:
+    """Run the command service alone: POST /publish, receiving and dispatching events."""
+    from chronicle import http  # noqa: PLC0415
+    from command.app import create_app  # noqa: PLC0415
+
+    logs.configure("command")
+    settings = Settings.load()
+    http.serve(create_app(settings, _database(settings), _redis(settings)), _listen(host, port))
+
+
+@app.command()
+def query(host: Host = "127.0.0.1", port: Port = 8082) -> None:
+    """Run the query service alone: events, statistics and the audit trail."""
+    from chronicle import http  # noqa: PLC0415
+    from query.app import create_app  # noqa: PLC0415
+
+    logs.configure("query")
+    http.serve(create_app(_database(Settings.load()), publish=True), _listen(host, port))
+
+
+@app.command(hidden=True)
+def api(fd: Annotated[int, typer.Option(help="A listening socket.")]) -> None:
+    """Run command and query behind one front door on a socket that `up` opened."""
+    from chronicle import http  # noqa: PLC0415
+    from command.app import create_app as command_app  # noqa: PLC0415
+    from query.app import create_app as query_app  # noqa: PLC0415
+
+    logs.configure("api")
+    settings = Settings.load()
+    database_url, redis_url = _database(settings), _redis(settings)
+    both = http.front_door(command_app(settings, database_url, redis_url), query_app(database_url, publish=True))
+    http.serve(both, socket.socket(fileno=fd))
+
+
+@app.command()
+def projector() -> None:
+    """Run projector workers alone: WORKER_COUNT of them; start as many such processes as you like."""
+    from projector import run  # noqa: PLC0415
+
+    logs.configure("projector")
+    settings = Settings.load()
+    run.run(_database(settings), _redis(settings), settings.worker_count)
+
+
+@app.command()
+def publish(
+    *,
+    file: Annotated[
+        Path | None, typer.Option(help="Publish this file of JSON Lines, one event a line; - is standard input.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Where to send  [default: AGGREGATOR_URL]")] = None,
+    events: Annotated[int | None, typer.Option(help="Events to generate  [default: EVENT_COUNT]", min=0)] = None,
+    duplicates: Annotated[
+        float | None, typer.Option(help="Share of duplicates among them  [default: DUPLICATE_RATIO]", min=0, max=0.99)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Events a request  [default: BATCH_SIZE]", min=1)] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests under way at once.", min=1, max=64)] = 4,
+    seed: Annotated[int | None, typer.Option(help="Generate the same events again.")] = None,
+) -> None:
+    """Publish events: generated ones, or a file of yours. Retries what fails, keeps what was not accepted.
+
+    Exit code 0 only where every event was accepted; the others are in a file that --file takes.
+    """
+    from publisher import run  # noqa: PLC0415
+
+    settings = Settings.load()
+    options = run.Options(
+        url=url or settings.aggregator_url,
+        event_count=settings.event_count if events is None else events,
+        duplicate_ratio=settings.duplicate_ratio if duplicates is None else duplicates,
+        batch_size=batch_size or settings.batch_size,
+        file=file,
+        seed=seed,
+        concurrency=concurrency,
+    )
+    raise typer.Exit(run.publish(options))
+
+
+@app.command()
+def verify() -> None:
+    """Check every invariant against the database and print a table; exit code 1 where one is broken."""
+    from chronicle import verify as checks  # noqa: PLC0415
+
+    settings = Settings.load()
+    raise typer.Exit(0 if checks.report(_database(settings), _redis(settings)) else 1)
+
+
+@app.command()
+def rebuild() -> None:
+    """Make the read models again from the ledger, while the services run."""
+    from chronicle import rebuild as models  # noqa: PLC0415
+
+    logs.configure("rebuild")
+    models.rebuild(_database(Settings.load()))
+    typer.echo("the read models are made again from the ledger")
+
+
+@app.command()
+def reset(
+    yes: Annotated[bool, typer.Option("--yes", help="Really delete every event, fact and counter.")] = False,
+) -> None:
+    """Empty ledger, read models and queue, also while the services run."""
+    from chronicle import rebuild as models  # noqa: PLC0415
+
+    if not yes:
+        raise ChronicleError("this deletes every event for ever; if you mean it: chronicle reset --yes")
+    settings = Settings.load()
+    models.reset(_database(settings), _redis(settings))
+    typer.echo("ledger, read models and queue are empty")
+
+
+@app.command()
+def status() -> None:
+    """Show what runs, and how much is received, processed and in flight."""
+    from chronicle import status as report  # noqa: PLC0415
+
+    settings = Settings.load()
+    raise typer.Exit(0 if report.show(settings) else 1)
+
+
+def _database(settings: Settings) -> str:
+    return _url("DATABASE_URL", settings.database_url, "postgres", settings)
+
+
+def _redis(settings: Settings) -> str:
+    return _url("REDIS_URL", settings.redis_url, "broker", settings)
+
+
+def _url(variable: str, given: str | None, part: str, settings: Settings) -> str:
+    """The variable's value, or what the `chronicle up` of this home runs."""
+    home = settings.chronicle_home
+    found = given or runfile.read(home).get(part, {}).get("url")
+    if not found:
+        raise SettingsError(f"{variable} is not set, and no `chronicle up` runs on CHRONICLE_HOME={home}")
+    return found
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    from chronicle import http  # noqa: PLC0415
+
+    try:
+        return http.listen(host, port)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
+
+
+if __name__ == "__main__":
+    main()

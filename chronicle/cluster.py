@@ -1,0 +1,123 @@
+"""PostgreSQL's data directory: made once, whole or not at all, and the settings that fit the machine it is on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from chronicle.children import Pause, finish, spawn
+from chronicle.errors import StartError
+from chronicle.privileges import Account, nameless
+
+USER = "chronicle"
+ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
+"""All that the servers see: a locale that is missing here, or a PG variable meant for psql, cannot disturb them."""
+
+BUILTIN_LOCALE_SINCE = 17
+GIB = 2**30
+
+
+def make(
+    data: Path, initdb: Path, version: int, *, password: str, log: Path, account: Account | None, pause: Pause
+) -> None:
+    """Makes the data directory with the one user `chronicle`.
+
+    It gets its name when it is complete, so that one that was broken off is never taken for one that holds data.
+    Raises StartError with the reason where initdb fails.
+    """
+    fresh = data.with_name(f"{data.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    _give(fresh, account)
+    with _secret_file(data.parent, password, account) as secret:
+        command: list[str | Path] = [initdb, "--pgdata", fresh, "--pwfile", secret, *_initdb_options(version)]
+        _run(command, log=log, account=account, pause=pause)
+    os.replace(fresh, data)
+    _sync(data.parent)
+
+
+def settings(data: Path) -> dict[str, str]:
+    """Server settings for this machine: a share of its memory and of the disk's free space; durability is on."""
+    return {
+        "shared_buffers": f"{min(GIB, _memory() // 8) // 2**20}MB",
+        "max_wal_size": f"{min(4 * GIB, max(GIB // 4, shutil.disk_usage(data).free // 10)) // 2**20}MB",
+        "wal_compression": "pglz",
+        "checkpoint_timeout": "15min",
+        "max_connections": "100",
+        "fsync": "on",
+        "full_page_writes": "on",
+        "synchronous_commit": "on",
+        "random_page_cost": "1.1",
+        "jit": "off",
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+        "lc_messages": "C",
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+    }
+
+
+def _initdb_options(version: int) -> list[str]:
+    provider = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if version >= BUILTIN_LOCALE_SINCE else []
+    return [
+        f"--username={USER}",
+        "--auth=scram-sha-256",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--data-checksums",
+        *provider,
+    ]
+
+
+def _run(command: list[str | Path], *, log: Path, account: Account | None, pause: Pause) -> None:
+    process = spawn(
+        command,
+        environment=ENVIRONMENT,
+        death_signal=signal.SIGTERM,
+        log=log,
+        account=account,
+        # initdb looks its user's name up, and gives up where there is none.
+        own_namespace=account is None and nameless(),
+    )
+    if finish(process, pause):
+        said = log.read_text(errors="replace").strip().splitlines()[-5:]
+        raise StartError("PostgreSQL's data directory could not be made: " + " | ".join(said))
+
+
+@contextmanager
+def _secret_file(folder: Path, secret: str, account: Account | None) -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(dir=folder)
+    try:
+        os.write(handle, secret.encode())
+        os.close(handle)
+        _give(Path(name), account)
+        yield Path(name)
+    finally:
+        os.unlink(name)
+
+
+def _give(path: Path, account: Account | None) -> None:
+    if account:
+        os.chown(path, account.uid, account.gid)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine, or the container we are in, has."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return machine

@@ -1,0 +1,235 @@
+"""PostgreSQL: connections, migrations, and its errors as ours."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Format
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from chronicle.errors import ChronicleError, DatabaseAway, SchemaBehind
+
+type_oids = psycopg.postgres.types
+
+STATEMENT_SECONDS = 20
+LOCK_SECONDS = 10
+WRITER_LOCKS, LANES = 0x43570001, 1024
+MIGRATION_LOCK = 0x43570000_00000000
+
+CONNECTION: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+SESSION = {
+    "TimeZone": "UTC",
+    "statement_timeout": f"{STATEMENT_SECONDS}s",
+    "lock_timeout": f"{LOCK_SECONDS}s",
+    "idle_in_transaction_session_timeout": "15s",
+}
+"""What each session of ours sets: one clock zone, and an end to everything that could wait for ever."""
+
+
+def _options(service: str, url: str, **session: str) -> dict[str, Any]:
+    """Connection parameters for a service; raises ChronicleError where the URL cannot be read."""
+    try:
+        given = conninfo_to_dict(url).get("options") or ""
+    except psycopg.ProgrammingError as error:
+        raise ChronicleError(f"DATABASE_URL cannot be read: {_first_line(error)}") from None
+    settings = " ".join(f"-c {name}={value}" for name, value in (SESSION | session).items())
+    return CONNECTION | {"application_name": f"chronicle-{service}", "options": f"{settings} {given}".strip()}
+
+
+def connect(url: str, service: str, **session: str) -> psycopg.Connection[TupleRow]:
+    """One connection in autocommit mode for a service (its name shows in pg_stat_activity).
+
+    `session` are further settings of the session. Raises DatabaseAway where PostgreSQL cannot be reached.
+    """
+    with ours():
+        connection = psycopg.connect(url, autocommit=True, **_options(service, url, **session))
+    _adapt(connection)
+    return connection
+
+
+async def connect_async(url: str, service: str) -> psycopg.AsyncConnection[TupleRow]:
+    """The same for a service that runs in an event loop."""
+    with ours():
+        connection = await psycopg.AsyncConnection.connect(url, autocommit=True, **_options(service, url))
+    _adapt(connection)
+    return connection
+
+
+def read_pool(url: str, service: str, size: int) -> AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]:
+    """A pool, not yet open, of at most `size` sessions that can only read.
+
+    In autocommit mode: an answer is one statement, and so one snapshot. Not REPEATABLE READ, which would fix the
+    snapshot before the statement's locks: one that waited for a rebuild's swap would then find its new tables empty.
+    Statements are not prepared, so that each is planned for the filters that it has.
+    """
+    session = {"default_transaction_read_only": "on"}
+    return AsyncConnectionPool(
+        url,
+        kwargs=_options(service, url, **session) | {"autocommit": True, "prepare_threshold": None},
+        min_size=2,
+        max_size=size,
+        timeout=5,
+        max_waiting=200,
+        reconnect_timeout=5,
+        open=False,
+    )
+
+
+@contextmanager
+def ours() -> Iterator[None]:
+    """Turns psycopg's errors of a connection that fails, or is refused, into DatabaseAway."""
+    try:
+        yield
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise DatabaseAway(f"PostgreSQL cannot be used: {_first_line(error)}") from error
+    except pg.UndefinedTable:
+        raise SchemaBehind from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def value(connection: psycopg.Connection[Any], statement: str, parameters: Sequence[Any] = ()) -> Any:
+    """The one value of the one row that a statement gives."""
+    row = connection.execute(statement, parameters).fetchone()
+    return row and row[0]
+
+
+TAKE_LANE = """
+SELECT lane::int
+FROM generate_series(0, %(lanes)s::int - 1) AS lane
+WHERE pg_try_advisory_lock(%(space)s::int, lane)
+LIMIT 1
+"""
+
+
+def lane_query(first: int) -> tuple[str, dict[str, int]]:
+    """Statement and parameters that take the lowest free number for a writer, for as long as its session lasts.
+
+    `first` keeps apart the numbers of workers (0) and of command processes (1).
+    """
+    return TAKE_LANE, {"lanes": LANES, "space": WRITER_LOCKS + first}
+
+
+def scripts() -> Path:
+    """Where the migrations are: beside the packages in a checkout, inside this one when installed."""
+    installed = Path(__file__).parent / "alembic"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "alembic"
+
+
+def _alembic() -> Any:
+    from alembic.config import Config  # noqa: PLC0415 - slow to import, and most processes never migrate
+
+    config = Config()
+    config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
+    return config
+
+
+@functools.cache
+def head() -> str:
+    """The schema version that this code needs."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    return str(ScriptDirectory.from_config(_alembic()).get_current_head())
+
+
+def migrate(url: str) -> None:
+    """Brings the schema to `head`; safe when several run at once (they take turns). Raises ChronicleError."""
+    import sqlalchemy  # noqa: PLC0415
+
+    from alembic import command  # noqa: PLC0415
+
+    options = _options("migrate", url, statement_timeout="0", lock_timeout="0")
+    creator = functools.partial(psycopg.connect, url, **options)
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=creator, poolclass=sqlalchemy.NullPool)
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
+            connection.commit()
+            config = _alembic()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except sqlalchemy.exc.DBAPIError as error:
+        raise DatabaseAway(f"cannot migrate: {_first_line(error.orig or error)}") from error
+    except psycopg.OperationalError as error:
+        raise DatabaseAway(f"cannot migrate: {_first_line(error)}") from error
+
+
+SCHEMA_VERSION = "SELECT version_num FROM alembic_version"
+
+
+def check_schema(version: Sequence[Any] | None) -> None:
+    """Takes the row of SCHEMA_VERSION; raises SchemaBehind where it is not the one that this code needs."""
+    found = version[0] if version else "none"
+    if found != head():
+        raise SchemaBehind(f"the schema is at {found}, this version needs {head()}: run `chronicle migrate`")
+
+
+class TextArray(list[str]):
+    """A list that goes to PostgreSQL as text[], in binary."""
+
+
+class JsonArray(list[bytes]):
+    """JSON documents as UTF-8 that go to PostgreSQL as json[], in binary."""
+
+
+class MomentArray(list[int]):
+    """Microseconds since 2000-01-01 UTC that go to PostgreSQL as timestamptz[], in binary."""
+
+
+def _array(element: int, count: int, body: bytes) -> bytes:
+    """An array in PostgreSQL's binary format (src/backend/utils/adt/arrayfuncs.c, array_recv)."""
+    return struct.pack(">iiIii", 1, 0, element, count, 1) + body if count else struct.pack(">iiI", 0, 0, element)
+
+
+def _prefixed(items: Sequence[bytes]) -> bytes:
+    return b"".join([part for item in items for part in (len(item).to_bytes(4, "big"), item)])
+
+
+class _TextArrayDumper(Dumper):
+    format = Format.BINARY
+    oid = type_oids["text"].array_oid
+
+    def dump(self, obj: TextArray) -> Buffer:
+        return _array(type_oids["text"].oid, len(obj), _prefixed([text.encode() for text in obj]))
+
+
+class _JsonArrayDumper(Dumper):
+    format = Format.BINARY
+    oid = type_oids["json"].array_oid
+
+    def dump(self, obj: JsonArray) -> Buffer:
+        return _array(type_oids["json"].oid, len(obj), _prefixed(obj))
+
+
+class _MomentArrayDumper(Dumper):
+    format = Format.BINARY
+    oid = type_oids["timestamptz"].array_oid
+
+    def dump(self, obj: MomentArray) -> Buffer:
+        body = struct.pack(">" + "iq" * len(obj), *[part for moment in obj for part in (8, moment)])
+        return _array(type_oids["timestamptz"].oid, len(obj), body)
+
+
+def _adapt(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    connection.adapters.register_dumper(TextArray, _TextArrayDumper)
+    connection.adapters.register_dumper(JsonArray, _JsonArrayDumper)
+    connection.adapters.register_dumper(MomentArray, _MomentArrayDumper)

@@ -1,0 +1,138 @@
+"""What both HTTP services share: errors in one shape, request ids, the health routes, serving."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import signal
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chronicle import logs
+from chronicle.errors import ChronicleError, InvalidRequest, Problem, TooLarge
+
+RETRY_AFTER_SECONDS = 1
+MOST_PROBLEMS = 10
+
+log = logs.get(__name__)
+
+
+def problems(status: int, *found: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error answer: JSON whose `detail` lists what is wrong, in the shape of FastAPI's validation errors."""
+    return JSONResponse({"detail": list(found[:MOST_PROBLEMS])}, status, headers)
+
+
+def _unavailable(_: Request, error: Exception) -> JSONResponse:
+    problem = Problem(type="unavailable", loc=[], msg=str(error))
+    return problems(503, problem, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, InvalidRequest)
+    return problems(413 if isinstance(error, TooLarge) else 422, error.problem)
+
+
+def _refused(_: Request, error: Exception) -> JSONResponse:
+    """A 422 of FastAPI's own, without the input that it would echo."""
+    assert isinstance(error, RequestValidationError)
+    return problems(422, *[Problem(type=e["type"], loc=list(e["loc"]), msg=e["msg"]) for e in error.errors()])
+
+
+def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers) if error.headers else None
+    return problems(error.status_code, Problem(type="http_error", loc=[], msg=str(error.detail)), headers=headers)
+
+
+def _internal(request: Request, error: Exception) -> JSONResponse:
+    log.error("internal error", path=request.url.path, exc_info=error)
+    return problems(500, Problem(type="internal_error", loc=[], msg="Internal error"))
+
+
+def application(title: str, **options: Any) -> FastAPI:
+    """A FastAPI application whose errors all have our shape and whose answers all carry a request id."""
+    app = FastAPI(title=title, version="1", **options)
+    app.add_exception_handler(InvalidRequest, _invalid)
+    app.add_exception_handler(ChronicleError, _unavailable)
+    app.add_exception_handler(RequestValidationError, _refused)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _internal)
+    app.add_middleware(RequestIds)
+    return app
+
+
+class RequestIds:
+    """Gives each request an id (the client's own X-Request-ID where it is a plain one), for the answer and the logs."""
+
+    PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = given if self.PLAIN.fullmatch(given) else secrets.token_hex(8).encode()
+        headers = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *headers]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id.decode()):
+            await self.app(scope, receive, send_with_id)
+
+
+def front_door(command: FastAPI, query: FastAPI) -> ASGIApp:
+    """One application out of both: /publish belongs to command, everything else to query."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan((command, query), receive, send)
+        else:
+            await (command if scope["path"] == "/publish" else query)(scope, receive, send)
+
+    return app
+
+
+async def _lifespan(apps: Sequence[FastAPI], receive: Receive, send: Send) -> None:
+    await receive()
+    first, second = apps
+    async with first.router.lifespan_context(first), second.router.lifespan_context(second):
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError where the address is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def serve(app: ASGIApp, listener: socket.socket) -> None:
+    """Answers on the socket until SIGTERM or SIGINT; then requests under way are finished, for 3 s at most."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=3,
+    )
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,43 @@
+"""What more than one service writes into the ledger: QUEUED facts. And the ids of batches."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from uuid import UUID
+
+
+def new_batch_id() -> UUID:
+    """A UUID of version 7 (RFC 9562): it begins with the time, so that new batches land side by side in an index."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = milliseconds << 80 | secrets.randbits(80)
+    return UUID(int=value & ~(0xF << 76 | 0x3 << 62) | 7 << 76 | 2 << 62)
+
+
+RECORD_QUEUED = """
+WITH queued AS (
+    INSERT INTO facts (batch_id, action, recorded_at, lane, event_count)
+    SELECT r.batch_id, 'QUEUED', greatest(clock_timestamp(), r.recorded_at), %(lane)s, r.event_count
+    FROM facts r
+    WHERE r.batch_id = ANY (%(batch_ids)s::uuid[]) AND r.action = 'RECEIVED'
+    ORDER BY r.batch_id
+    ON CONFLICT (batch_id, action) DO NOTHING
+    RETURNING id, batch_id, recorded_at
+), tally AS (
+    SELECT q.id, q.batch_id, q.recorded_at, t.topic, count(*)::int AS event_count
+    FROM queued q
+    JOIN facts r ON r.batch_id = q.batch_id AND r.action = 'RECEIVED'
+    CROSS JOIN LATERAL unnest(r.topics) AS t(topic)
+    GROUP BY q.id, q.batch_id, q.recorded_at, t.topic
+), indexed AS (
+    INSERT INTO fact_topics (topic, action, recorded_at, fact_id, batch_id, event_count)
+    SELECT topic, 'QUEUED', recorded_at, id, batch_id, event_count FROM tally
+)
+INSERT INTO stats (topic, lane, queued)
+SELECT topic, %(lane)s, sum(event_count) FROM tally GROUP BY topic ORDER BY topic
+ON CONFLICT (topic, lane) DO UPDATE SET queued = stats.queued + excluded.queued
+"""
+"""Writes QUEUED facts, with their counters, for those of `batch_ids` that have none yet, in the lane `lane`.
+
+The dispatcher runs it once tickets are sent; a worker runs it before an outcome, so that times stay in order.
+"""

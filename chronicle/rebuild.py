@@ -1,0 +1,135 @@
+"""`chronicle rebuild` and `chronicle reset`: what an operator does to the tables while the services run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import tenacity
+from psycopg import errors as pg
+from sqlalchemy import MetaData
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from chronicle import broker, database, tables
+from chronicle.errors import ChronicleError
+from chronicle.replay import COLUMNS, LEDGER_SAYS
+
+SCHEMA = "rebuild"
+REBUILD_LOCK = 0x43570002_00000000
+
+LOCK_WAIT = "500ms"
+"""How long one try waits for the services to let go: below PostgreSQL's deadlock_timeout, so that it is never a
+service that gives way."""
+
+NOTE_FRESH_FACTS = """
+CREATE TABLE rebuild.fresh AS
+SELECT f.id, f.batch_id, f.action
+FROM facts f
+WHERE f.recorded_at >= %(since)s AND NOT EXISTS (SELECT FROM rebuild.replayed r WHERE r.id = f.id)
+"""
+
+FRESH = "(SELECT facts.* FROM rebuild.fresh JOIN facts USING (batch_id, action))"
+
+ADD_STATS = f"""
+INSERT INTO rebuild.stats ({COLUMNS["stats"]}) {LEDGER_SAYS["stats"].format(facts=FRESH)}
+ON CONFLICT (topic, lane) DO UPDATE SET
+    received = stats.received + excluded.received, queued = stats.queued + excluded.queued,
+    processed = stats.processed + excluded.processed, dropped = stats.dropped + excluded.dropped,
+    failed = stats.failed + excluded.failed
+"""
+
+
+def rebuild(url: str) -> None:
+    """Makes the read models again from the ledger, beside the live ones, and puts them in their place.
+
+    The services go on; they wait only while the last few facts are replayed and the tables change places. Raises
+    ChronicleError where another rebuild runs, or where the services leave no moment for the swap.
+    """
+    with database.connect(url, "rebuild", statement_timeout="0") as connection, database.ours():
+        if not database.value(connection, "SELECT pg_try_advisory_lock(%s)", [REBUILD_LOCK]):
+            raise ChronicleError("another rebuild is running")
+        _make_tables(connection)
+        since = database.value(connection, "SELECT clock_timestamp() - interval '10 minutes'")
+        _replay(connection, "-infinity")
+        _replay(connection, since)
+        _exclusively(connection, lambda: _swap(connection, since))
+        for table in tables.READ_MODELS:
+            connection.execute(f"ANALYZE {table}")
+
+
+def _make_tables(connection: psycopg.Connection[Any]) -> None:
+    """The read models' tables, empty, in a schema of their own; so constraints and indexes keep their names."""
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    metadata = MetaData()
+    with connection.transaction():
+        connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+        connection.execute(f"CREATE SCHEMA {SCHEMA}")
+        connection.execute("CREATE TABLE rebuild.replayed (id bigint PRIMARY KEY)")
+        for name in tables.READ_MODELS:
+            table = tables.metadata.tables[name].to_metadata(metadata, schema=SCHEMA)
+            connection.execute(str(CreateTable(table).compile(dialect=dialect)))
+            for index in table.indexes:
+                connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
+            connection.execute(f"COMMENT ON TABLE {SCHEMA}.{name} IS '{table.comment}'".replace("'s ", "''s "))
+
+
+def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
+    """Adds what the facts say that were recorded since then and have not been replayed yet.
+
+    A fact may become visible later than one recorded after it, by as long as a transaction may last: seconds.
+    """
+    with connection.transaction():
+        connection.execute("SET LOCAL TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute(NOTE_FRESH_FACTS, {"since": since})
+        connection.execute("ANALYZE rebuild.fresh")
+        for table in tables.READ_MODELS:
+            if table != "stats":
+                rows = LEDGER_SAYS[table].format(facts=FRESH)
+                connection.execute(f"INSERT INTO {SCHEMA}.{table} ({COLUMNS[table]}) {rows}")
+        connection.execute(ADD_STATS)
+        connection.execute("INSERT INTO rebuild.replayed SELECT id FROM rebuild.fresh")
+        connection.execute("DROP TABLE rebuild.fresh")
+
+
+def _swap(connection: psycopg.Connection[Any], since: Any) -> None:
+    _replay(connection, since)
+    for table in tables.READ_MODELS:
+        connection.execute(f"DROP TABLE public.{table}")
+        connection.execute(f"ALTER TABLE {SCHEMA}.{table} SET SCHEMA public")
+    connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
+
+
+def reset(url: str, redis_url: str) -> None:
+    """Empties ledger, read models and queue; the services go on. Raises ChronicleError."""
+
+    def empty() -> None:
+        connection.execute("ALTER TABLE facts DISABLE TRIGGER facts_no_truncate")
+        connection.execute(f"TRUNCATE {', '.join(tables.metadata.tables)}")
+        connection.execute("ALTER TABLE facts ENABLE TRIGGER facts_no_truncate")
+
+    with database.connect(url, "reset") as connection, database.ours():
+        _exclusively(connection, empty)
+    client = broker.connect(redis_url)
+    with broker.ours():
+        client.delete(broker.STREAM)
+    client.close()
+
+
+def _exclusively(connection: psycopg.Connection[Any], work: Callable[[], None]) -> None:
+    """Does the work in a transaction that has the tables to itself; tries again while the services hold them."""
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception_type((pg.LockNotAvailable, pg.DeadlockDetected)),
+        wait=tenacity.wait_random(0.05, 0.5),
+        stop=tenacity.stop_after_delay(60),
+        reraise=True,
+    )
+    def attempt() -> None:
+        with connection.transaction():
+            connection.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
+            connection.execute(f"LOCK TABLE {', '.join(tables.metadata.tables)} IN ACCESS EXCLUSIVE MODE")
+            work()
+
+    attempt()

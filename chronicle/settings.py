@@ -1,0 +1,54 @@
+"""Settings, read from the environment once and passed to whoever needs them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from chronicle.errors import SettingsError
+
+PREFIX = "CHRONICLE_"
+
+
+class Settings(BaseSettings):
+    """What the environment says. Names in capitals are the variables; each has a default that works."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    database_url: str | None = Field(default=None, description="PostgreSQL; unset: an embedded one in CHRONICLE_HOME")
+    redis_url: str | None = Field(default=None, description="Redis or Valkey; unset: an embedded one in CHRONICLE_HOME")
+    worker_count: int = Field(default=4, ge=1, le=64, description="projector workers in a projector process")
+    chronicle_home: Path = Field(default=Path(".chronicle"), description="data and logs of the embedded servers, run.json")
+    aggregator_url: str = Field(default="http://localhost:8080", description="publisher: where to send")
+    event_count: int = Field(default=20_000, ge=0, description="publisher: events to generate")
+    duplicate_ratio: float = Field(default=0.3, ge=0, lt=1, description="publisher: share of duplicates among them")
+    batch_size: int = Field(default=1000, ge=1, description="publisher: events a request")
+    chronicle_max_events: int = Field(default=10_000, ge=1, le=65_535, description="events a request at most")
+    chronicle_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="bytes of a request body at most")
+    chronicle_max_waiting_bytes: int = Field(
+        default=64 * 2**20, ge=1024, description="request bytes that wait for a commit in one command process at most"
+    )
+    chronicle_max_in_flight: int = Field(
+        default=1_000_000, ge=1, description="events received and not yet projected at most; then publishing gets a 503"
+    )
+
+    @classmethod
+    def load(cls) -> Self:
+        """The settings of this process's environment.
+
+        Raises SettingsError, naming the variable, for a value that does not fit and for an unknown name that
+        begins with CHRONICLE_ (a spelling mistake would otherwise be silently ignored).
+        """
+        known = {name.upper() for name in cls.model_fields}
+        for name in os.environ:
+            if name.upper().startswith(PREFIX) and name.upper() not in known:
+                raise SettingsError(f"{name} is not a setting; known are {', '.join(sorted(known))}")
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            raise SettingsError(f"{str(first['loc'][0]).upper()}: {first['msg']}") from None

@@ -1,0 +1,236 @@
+"""`chronicle up`: all of ChronicleWeaver on one machine. Start it, keep it running until a signal, stop it in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from subprocess import Popen
+
+from chronicle import banner, embedded, logs, ports, runfile
+from chronicle.children import Log, Step, finish, spawn, stop
+from chronicle.embedded import Postgres, Valkey
+from chronicle.errors import StartError
+from chronicle.home import end_leftovers, locked
+from chronicle.runfile import Part
+from chronicle.settings import Settings
+from chronicle.wakeup import Stopped, Wakeup
+
+READY_SECONDS = 60.0
+FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
+STEADY_SECONDS = 10.0
+"""A child that lived this long starts with the shortest delay again."""
+
+STOP_ORDER = ("api", "projector", "broker", "postgres")
+
+
+@dataclass
+class Child:
+    """A process that is to run: how it starts, how it stops, and when it starts again."""
+
+    name: str
+    launch: Callable[[], Popen[bytes]]
+    stop_steps: tuple[Step, ...]
+    url: str | None = None
+    process: Popen[bytes] | None = None
+    started: float = 0.0
+    delay: float = FIRST_DELAY
+    due: float = 0.0
+
+    def start(self) -> None:
+        """Starts the process. Raises StartError or OSError where that fails."""
+        self.started = time.monotonic()
+        self.process = self.launch()
+
+    def ended(self) -> int | None:
+        """The exit code of a process that has ended since the last look; then it is due again after a delay."""
+        code = self.process.poll() if self.process else None
+        if code is not None:
+            self.process = None
+            self.put_off()
+        return code
+
+    def put_off(self) -> None:
+        """Sets when to start it again: a little later each time, as long as it does not live."""
+        now = time.monotonic()
+        self.delay = FIRST_DELAY if now - self.started > STEADY_SECONDS else min(self.delay * 2, LONGEST_DELAY)
+        self.due = now + self.delay
+
+    def part(self) -> Part:
+        """What run.json says about it."""
+        part = Part()
+        if self.process:
+            part["pid"] = self.process.pid
+        if self.url:
+            part["url"] = self.url
+        return part
+
+
+def run(settings: Settings, host: str, port: int) -> None:
+    """Runs everything until SIGINT, SIGTERM or SIGHUP. Raises StartError where it cannot be started."""
+    home = settings.chronicle_home.absolute()
+    with locked(home), Wakeup() as wakeup, suppress(Stopped):
+        end_leftovers(home, wakeup.pause)
+        with ports.listen(host, port) as listening:
+            Supervisor(settings, home, listening, wakeup).run()
+
+
+class Supervisor:
+    """The children of one `chronicle up`."""
+
+    def __init__(self, settings: Settings, home: Path, listening: socket.socket, wakeup: Wakeup) -> None:
+        self._settings = settings
+        self._home = home
+        self._listening = listening
+        self._wakeup = wakeup
+        self._log = logs.get(__name__)
+        self._host, self._port = ports.reachable(listening)
+        self._url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
+        self._database_url = settings.database_url
+        self._redis_url = settings.redis_url
+        self._children: dict[str, Child] = {}
+
+    def run(self) -> None:
+        """Starts, watches, stops. Raises Stopped, or StartError after stopping what had been started."""
+        try:
+            self._start()
+            banner.show(self._url, self._home, None if self._settings.database_url else self._database_url)
+            while True:
+                self._watch()
+        finally:
+            self._stop()
+
+    def _start(self) -> None:
+        if not self._redis_url:
+            self._redis_url = self._start_server(Valkey(self._home))
+        if not self._database_url:
+            self._database_url = self._start_server(Postgres(self._home))
+        self._migrate()
+        fd = self._listening.fileno()
+        self._start_service("api", ["--fd", str(fd)], until=3.0, pass_fds=[fd], url=self._url)
+        self._start_service("projector", [], until=4.5)
+        self._write_runfile()
+        self._await_ready()
+
+    def _start_server(self, server: Postgres | Valkey) -> str:
+        child = Child(server.name, partial(server.launch, self._wakeup.pause), server.stop_steps)
+        self._children[server.name] = child
+        try:
+            embedded.start(server, self._wakeup.pause)
+        finally:
+            child.process, child.started, child.url = server.process, time.monotonic(), server.url
+        self._log.info("server started", name=server.name, pid=server.process and server.process.pid)
+        return server.url
+
+    def _start_service(
+        self, name: str, options: list[str], *, until: float, pass_fds: list[int] | None = None, url: str | None = None
+    ) -> None:
+        launch = partial(self._spawn, name, *options, pass_fds=pass_fds or [])
+        self._children[name] = Child(name, launch, ((signal.SIGTERM, until),), url)
+        self._children[name].start()
+
+    def _migrate(self) -> None:
+        log = Log(self._home / "logs" / "migrate.log")
+        # In a process of its own: it can be broken off, and its libraries do not stay in our memory.
+        if finish(self._spawn("migrate", log=log.begin()), self._wakeup.pause):
+            raise StartError(f"the schema could not be migrated:\n{log.tail()}")
+
+    def _spawn(self, *words: str, log: Path | None = None, pass_fds: list[int] | None = None) -> Popen[bytes]:
+        return spawn(
+            [sys.executable, "-m", "chronicle", *words],
+            environment=self._environment(),
+            death_signal=signal.SIGTERM,
+            log=log,
+            pass_fds=pass_fds or [],
+        )
+
+    def _environment(self) -> dict[str, str]:
+        own = not self._settings.database_url
+        # PGSSLMODE and the like are meant for another PostgreSQL than ours.
+        kept = {name: value for name, value in os.environ.items() if not (own and name.startswith("PG"))}
+        return kept | {
+            "CHRONICLE_HOME": str(self._home),
+            "DATABASE_URL": self._database_url or "",
+            "REDIS_URL": self._redis_url or "",
+        }
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        said = "nothing"
+        while time.monotonic() < deadline:
+            for child in self._children.values():
+                if (code := child.ended()) is not None:
+                    raise StartError(f"{child.name} ended while it started (exit code {code})")
+            status, said = self._ask_ready()
+            if status == 200:
+                return
+            self._wakeup.pause(0.1)
+        raise StartError(f"not ready after {READY_SECONDS:.0f} s; {self._url}/ready says: {said}")
+
+    def _ask_ready(self) -> tuple[int, str]:
+        """Status and text of /ready; 0 where there is no answer yet."""
+        connection = HTTPConnection(self._host, self._port, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            # The connection waits in the backlog of our own socket until the API is up; a signal ends the wait.
+            self._wakeup.pause(5, connection.sock)
+            connection.sock.settimeout(0.5)
+            answer = connection.getresponse()
+            return answer.status, answer.read(500).decode(errors="replace")
+        except (OSError, HTTPException) as error:
+            return 0, str(error) or type(error).__name__
+        finally:
+            connection.close()
+
+    def _watch(self) -> None:
+        """One round: notes what has ended, starts what is due, waits for the next event."""
+        changed = False
+        for child in self._children.values():
+            if (code := child.ended()) is not None:
+                changed = True
+                self._log.warning("child ended", name=child.name, exit_code=code, restart_in=child.delay)
+            if child.process is None and child.due <= time.monotonic():
+                changed = self._restart(child) or changed
+        if changed:
+            self._write_runfile()
+        waiting = [child.due for child in self._children.values() if child.process is None]
+        self._wakeup.pause(min(waiting) - time.monotonic() if waiting else 60)
+
+    def _restart(self, child: Child) -> bool:
+        try:
+            child.start()
+        except (StartError, OSError) as error:
+            child.put_off()
+            self._log.error("child cannot be started", name=child.name, error=str(error), restart_in=child.delay)
+            return False
+        self._log.info("child started again", name=child.name, pid=child.process and child.process.pid)
+        return True
+
+    def _write_runfile(self) -> None:
+        parts = {"supervisor": Part(pid=os.getpid())}
+        for name, url in (("postgres", self._database_url), ("broker", self._redis_url)):
+            parts[name] = self._children[name].part() if name in self._children else Part(url=url or "")
+        for name in ("api", "projector"):
+            parts[name] = self._children[name].part()
+        try:
+            runfile.write(self._home, parts)
+        except OSError as error:
+            self._log.error("run.json cannot be written", error=str(error))
+
+    def _stop(self) -> None:
+        """Ends the children, services first, all by the same clock, so that together they take no longer than 10 s."""
+        began = time.monotonic()
+        self._listening.close()
+        for name in STOP_ORDER:
+            child = self._children.get(name)
+            if child and child.process:
+                stop(child.process, child.stop_steps, began)
+        runfile.remove(self._home)

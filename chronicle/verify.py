@@ -1,0 +1,204 @@
+"""`chronicle verify`: every invariant, checked in one snapshot of the database, and the queue beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+from chronicle import broker, database
+from chronicle.errors import BrokerAway
+from chronicle.replay import COLUMNS, LEDGER_SAYS
+from chronicle.tables import READ_MODELS
+
+OVERDUE_SECONDS = 30
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: the number of its invariant, what it holds, and a statement that gives one text per violation."""
+
+    invariant: int
+    name: str
+    violations: str
+
+
+def _same_rows(table: str) -> str:
+    """Violations: rows that the table has and the ledger does not say, and the other way round."""
+    columns = COLUMNS[table].replace("payload", "payload::text AS payload")
+    ledger = f"SELECT {columns} FROM ({LEDGER_SAYS[table].format(facts='facts')}) AS l"
+    live = f"SELECT {columns} FROM {table}"
+    return f"""
+        SELECT 'not in the ledger: ' || left(extra::text, 200) FROM (({live}) EXCEPT ALL ({ledger})) AS extra
+        UNION ALL
+        SELECT 'only in the ledger: ' || left(missing::text, 200) FROM (({ledger}) EXCEPT ALL ({live})) AS missing
+    """
+
+
+CHECKS = (
+    Check(
+        1,
+        "every batch has one RECEIVED fact, whole",
+        """
+        SELECT 'no RECEIVED fact: batch ' || batch_id FROM (
+            SELECT batch_id FROM facts UNION SELECT batch_id FROM outbox UNION SELECT batch_id FROM processed_events
+            UNION SELECT batch_id FROM dropped_events UNION SELECT batch_id FROM failed_events
+        ) AS named
+        WHERE NOT EXISTS (SELECT FROM facts r WHERE r.batch_id = named.batch_id AND r.action = 'RECEIVED')
+        UNION ALL
+        SELECT 'not whole: batch ' || batch_id FROM facts
+        WHERE action = 'RECEIVED'
+          AND ((event_count = ALL (ARRAY[cardinality(event_ids), cardinality(topics), cardinality(sources),
+                                         cardinality(payloads), cardinality(timestamps)])) IS NOT TRUE
+               OR array_position(event_ids, NULL) IS NOT NULL OR array_position(topics, NULL) IS NOT NULL
+               OR array_position(sources, NULL) IS NOT NULL OR array_position(timestamps, NULL) IS NOT NULL
+               OR EXISTS (SELECT FROM unnest(payloads) AS p WHERE p IS NULL))
+        """,
+    ),
+    Check(
+        2,
+        "one PROCESSED fact, and one stored row, for each (topic, event_id)",
+        """
+        SELECT count(*) || ' PROCESSED: ' || topic || ' / ' || event_id FROM audit_log
+        WHERE action = 'PROCESSED' GROUP BY topic, event_id HAVING count(*) > 1
+        UNION ALL
+        SELECT count(*) || ' rows: ' || topic || ' / ' || event_id FROM processed_events
+        GROUP BY topic, event_id HAVING count(*) > 1
+        UNION ALL
+        SELECT 'dropped, and none stored: ' || topic || ' / ' || event_id FROM dropped_events d
+        WHERE NOT EXISTS (SELECT FROM processed_events p WHERE p.event_id = d.event_id AND p.topic = d.topic)
+        UNION ALL
+        SELECT 'the unique constraint is gone'
+        WHERE to_regclass('uq_processed_events_event_id_topic') IS NULL
+        """,
+    ),
+    Check(3, "the counters say what the ledger says", _same_rows("stats")),
+    Check(
+        3,
+        "in flight by the counters is what the outbox holds",
+        """
+        SELECT 'counters: ' || counted || ', outbox: ' || held FROM (
+            SELECT (SELECT coalesce(sum(received - processed - dropped - failed), 0) FROM stats) AS counted,
+                   (SELECT coalesce(sum(event_count), 0) FROM outbox) AS held
+        ) AS both_sides WHERE counted <> held
+        """,
+    ),
+    Check(
+        4,
+        "a batch is in flight, or each of its events has exactly one outcome",
+        """
+        WITH outcome AS (
+            SELECT batch_id, sum(event_count) AS events FROM facts
+            WHERE action IN ('PROCESSED', 'DROPPED', 'FAILED') GROUP BY batch_id
+        )
+        SELECT 'batch ' || r.batch_id || ': ' || r.event_count || ' events, outcomes for ' || coalesce(o.events, 0)
+               || CASE WHEN x.batch_id IS NULL THEN ', not in the outbox' ELSE ', in the outbox' END
+        FROM facts r
+        LEFT JOIN outcome o ON o.batch_id = r.batch_id
+        LEFT JOIN outbox x ON x.batch_id = r.batch_id
+        WHERE r.action = 'RECEIVED'
+          AND coalesce(o.events, 0) <> CASE WHEN x.batch_id IS NULL THEN r.event_count ELSE 0 END
+        UNION ALL
+        SELECT count(*) || ' outcomes: batch ' || batch_id || ' position ' || position FROM audit_log
+        WHERE action IN ('PROCESSED', 'DROPPED', 'FAILED') GROUP BY batch_id, position HAVING count(*) > 1
+        UNION ALL
+        SELECT f.action || ' counts ' || f.event_count || ' events and names others: batch ' || f.batch_id
+        FROM facts f JOIN facts r ON r.batch_id = f.batch_id AND r.action = 'RECEIVED'
+        WHERE f.event_count <> coalesce(cardinality(f.positions), r.event_count)
+           OR EXISTS (SELECT FROM unnest(f.positions) AS p WHERE p NOT BETWEEN 1 AND r.event_count)
+        """,
+    ),
+    Check(
+        5,
+        "RECEIVED, QUEUED and outcome follow each other in time",
+        """
+        SELECT 'batch ' || f.batch_id || ': ' || f.action || ' without, or before, ' || before.action
+        FROM facts f
+        JOIN (VALUES ('RECEIVED', 'QUEUED'), ('QUEUED', 'PROCESSED'), ('QUEUED', 'DROPPED'), ('QUEUED', 'FAILED'))
+            AS before(action, next) ON before.next = f.action
+        LEFT JOIN facts b ON b.batch_id = f.batch_id AND b.action = before.action
+        WHERE (b.recorded_at <= f.recorded_at) IS NOT TRUE
+        """,
+    ),
+    Check(
+        5,
+        "facts cannot be changed or removed",
+        """
+        SELECT 'trigger ' || wanted || ' is missing or off' FROM unnest(ARRAY['facts_append_only', 'facts_no_truncate'])
+            AS wanted
+        WHERE NOT EXISTS (
+            SELECT FROM pg_trigger
+            WHERE tgname = wanted AND tgrelid = 'facts'::regclass AND tgenabled IN ('O', 'A')
+        )
+        """,
+    ),
+    Check(
+        6,
+        f"nothing waits in the outbox for more than {OVERDUE_SECONDS} s",
+        f"""
+        SELECT 'batch ' || batch_id || ' since ' || received_at FROM outbox
+        WHERE received_at < clock_timestamp() - interval '{OVERDUE_SECONDS} s'
+        """,
+    ),
+    *(
+        Check(7, f"{table} is what a rebuild would make", _same_rows(table))
+        for table in READ_MODELS
+        if table != "stats"
+    ),
+    Check(
+        8,
+        "every stored event can be read back",
+        """
+        SELECT topic || ' / ' || event_id FROM processed_events
+        WHERE json_typeof(payload) <> 'object'
+           OR "timestamp" NOT BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.999999+00'
+        """,
+    ),
+)
+
+
+def report(database_url: str, redis_url: str) -> bool:
+    """Prints a table of all checks, with examples of what is broken. True where everything holds.
+
+    Raises DatabaseAway, SchemaBehind.
+    """
+    found = [*run(database_url), (6, "the queue names only batches in flight", _queue(database_url, redis_url))]
+    table = Table("invariant", "holds", "what was checked", title="chronicle verify")
+    for invariant, name, violations in found:
+        examples = "".join(f"\n  {text}" for text in violations[:EXAMPLES])
+        more = f"\n  and {len(violations) - EXAMPLES} more" if len(violations) > EXAMPLES else ""
+        table.add_row(str(invariant), "no" if violations else "yes", name + examples + more)
+    console = Console()
+    console.print(table, markup=False)
+    broken = sum(bool(violations) for _, _, violations in found)
+    console.print(
+        f"{broken} of {len(found)} checks failed" if broken else f"all {len(found)} checks hold", markup=False
+    )
+    return not broken
+
+
+def run(database_url: str) -> Iterator[tuple[int, str, list[str]]]:
+    """Each check of the database: its invariant's number, its name, and what violates it, all in one snapshot."""
+    with database.connect(database_url, "verify", statement_timeout="0") as connection, database.ours():
+        database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
+        with connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            for check in CHECKS:
+                yield check.invariant, check.name, [row[0] for row in connection.execute(check.violations)]
+
+
+def _queue(database_url: str, redis_url: str) -> list[str]:
+    """Tickets that have waited long and name a batch that is not in flight: nobody would ever take them away."""
+    try:
+        with broker.ours():
+            tickets = broker.older_tickets(redis_url, OVERDUE_SECONDS)
+    except BrokerAway as error:
+        return [str(error)]
+    with database.connect(database_url, "verify") as connection:
+        flying = {str(row[0]) for row in connection.execute("SELECT batch_id FROM outbox")}
+    return [f"ticket {ticket}" for ticket, batch_id in tickets.items() if batch_id not in flying]

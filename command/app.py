@@ -1,0 +1,109 @@
+"""The command service: POST /publish."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from chronicle import events, http, logs, openapi
+from chronicle.errors import InvalidRequest, TooLarge
+from chronicle.settings import Settings
+from command.dispatch import Dispatcher
+from command.receive import Receiver
+from command.watch import Watch
+
+LARGE_BODY = 2**20
+"""A larger body is decoded in a thread, so that other requests go on."""
+
+log = logs.get(__name__)
+
+
+def create_app(settings: Settings, database_url: str, redis_url: str) -> FastAPI:
+    """The service over a database and a broker; nothing is opened before it runs."""
+    dispatcher = Dispatcher(database_url, redis_url)
+    receiver = Receiver(database_url, settings, dispatcher.add)
+    watch = Watch(database_url, receiver.set_in_flight)
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        tasks = [_service(part.run()) for part in (receiver, dispatcher, watch)]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def publish(request: Request) -> JSONResponse:
+        body = await _body(request, settings.chronicle_max_body_bytes)
+        accepted = await _decoded(body, settings.chronicle_max_events)
+        if accepted:
+            await receiver.receive(accepted, len(body))
+        count = len(accepted)
+        return JSONResponse({"status": "success", "message": f"Published {count} events", "events_count": count})
+
+    app = http.application("ChronicleWeaver command", lifespan=running)
+    # A plain Starlette route: FastAPI's own body parsing costs more than twice as much as all of this.
+    app.router.routes.append(Route("/publish", publish, methods=["POST"]))
+
+    @app.get("/health", tags=["health"])
+    async def health() -> dict[str, str]:
+        """Alive."""
+        return {"status": "healthy"}
+
+    @app.get("/ready", tags=["health"], responses=openapi.UNAVAILABLE)
+    async def ready() -> dict[str, str]:
+        """Ready to accept events, or a 503 that says what is missing."""
+        watch.check()
+        return {"status": "ready"}
+
+    openapi.describe(app, publish=True)
+    return app
+
+
+def _service(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Runs a part of the service; should it ever fail, the process stops, for its supervisor to start it again."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            log.critical("a part of the service failed", exc_info=error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(ended)
+    return task
+
+
+async def _decoded(body: bytes, max_events: int) -> events.Events:
+    if len(body) > LARGE_BODY:
+        return await asyncio.to_thread(events.decode, body, max_events)
+    return events.decode(body, max_events)
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The whole request body. Raises TooLarge as soon as it is known to be, a 415 for what is not JSON."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise HTTPException(415, "the body must be application/json")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HTTPException(415, "the body must not be encoded")
+    too_large = TooLarge("body_too_large", ["body"], f"at most {limit} bytes a request")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isascii() or not declared.isdigit():
+        raise InvalidRequest("header_invalid", ["header", "content-length"], "not a number")
+    if int(declared) > limit:
+        raise too_large
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+    return b"".join(chunks)

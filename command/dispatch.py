@@ -1,0 +1,89 @@
+"""(2) dispatch: a ticket for each committed batch goes to Redis, then a QUEUED fact says so.
+
+Nothing depends on it: a batch whose ticket was not sent, or was lost, is found in the outbox by the workers, who
+also write its QUEUED fact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import UUID
+
+from chronicle import broker, logs
+from chronicle.database import ours
+from chronicle.errors import BrokerAway, ChronicleError
+from chronicle.ledger import RECORD_QUEUED
+from command.receive import Writer
+
+PAUSE_SECONDS = 1.0
+"""After Redis failed, tickets are left out for so long; the outbox has them."""
+
+MOST_TICKETS = 500
+
+log = logs.get(__name__)
+
+
+class Dispatcher:
+    """Sends tickets and records that they were sent, as many together as there are."""
+
+    def __init__(self, database_url: str, redis_url: str) -> None:
+        self._url = database_url
+        self._redis = broker.connect_async(redis_url)
+        self._batch_ids: list[UUID] = []
+        self._arrived = asyncio.Event()
+        self._away_until = 0.0
+        self._writer: Writer | None = None
+
+    def add(self, batch_id: UUID) -> None:
+        """A batch was committed."""
+        self._batch_ids.append(batch_id)
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Dispatches until cancelled."""
+        try:
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                while self._batch_ids:
+                    batch_ids = self._batch_ids[:MOST_TICKETS]
+                    del self._batch_ids[:MOST_TICKETS]
+                    await self.dispatch(batch_ids)
+        finally:
+            await self._redis.aclose()
+
+    async def dispatch(self, batch_ids: list[UUID]) -> bool:
+        """One step: tickets, then QUEUED facts. False where Redis or PostgreSQL is away: workers find the batches."""
+        if time.monotonic() < self._away_until:
+            return False
+        try:
+            await self._send(batch_ids)
+            await self._record(batch_ids)
+        except BrokerAway as error:
+            self._away_until = time.monotonic() + PAUSE_SECONDS
+            log.warning("tickets not sent", error=str(error), batches=len(batch_ids))
+            return False
+        except ChronicleError as error:
+            log.warning("QUEUED not recorded", error=str(error), batches=len(batch_ids))
+            return False
+        return True
+
+    async def _send(self, batch_ids: list[UUID]) -> None:
+        with broker.ours():
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for batch_id in batch_ids:
+                    pipeline.xadd(broker.STREAM, {broker.FIELD: str(batch_id)})
+                await pipeline.execute()
+
+    async def _record(self, batch_ids: list[UUID]) -> None:
+        self._writer = writer = self._writer or await Writer.open(self._url)
+        try:
+            with ours():
+                await writer.connection.execute(
+                    RECORD_QUEUED, {"batch_ids": sorted(batch_ids), "lane": writer.lane}, prepare=True
+                )
+        except ChronicleError:
+            self._writer = None
+            await writer.close()
+            raise

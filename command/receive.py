@@ -1,0 +1,256 @@
+"""(1) receive: events become a RECEIVED fact, an outbox row and counters, in one synchronous commit.
+
+Group commit: requests that arrive while a commit is under way wait and are committed together as one batch. There is
+no artificial delay: an idle service commits a request at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from chronicle import database, logs
+from chronicle.errors import ChronicleError, DatabaseAway, InvalidRequest, Overloaded
+from chronicle.events import Events
+from chronicle.ledger import new_batch_id
+from chronicle.settings import Settings
+
+COMMITTERS = 2
+"""Connections that commit: while one waits for the disk, the next batch is on its way."""
+
+ANSWER_SECONDS = 10
+"""A request that is not committed by then is answered 503; whether it was is then unknown to the client."""
+
+PATIENCE_SECONDS = 5
+"""How long a batch is tried again, and requests wait for a lost PostgreSQL, before they are answered 503."""
+
+NOT_STORABLE = "a value that PostgreSQL cannot store"
+
+log = logs.get(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """One request: its events, its size in bytes, and the future that its commit resolves."""
+
+    events: Events
+    size: int
+    done: asyncio.Future[None]
+
+
+class Receiver:
+    """Takes requests, commits them in batches, and hands each committed batch id on."""
+
+    def __init__(self, url: str, settings: Settings, committed: Callable[[UUID], None]) -> None:
+        self._url = url
+        self._settings = settings
+        self._committed = committed
+        self._queue: deque[Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._waiting_bytes = 0
+        self._away_since: float | None = None
+        self._in_flight = 0
+
+    async def receive(self, events: Events, size: int) -> None:
+        """Returns once the events are durable. `size`: the bytes that they hold in memory.
+
+        Raises Overloaded, DatabaseAway (the outcome may then be unknown), or InvalidRequest for a value that PostgreSQL
+        refused.
+        """
+        self._admit(len(events), size)
+        waiting = Waiting(events, size, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._waiting_bytes += size
+        self._arrived.set()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await waiting.done
+        except TimeoutError:
+            raise DatabaseAway("PostgreSQL did not answer in time") from None
+        finally:
+            self._waiting_bytes -= size
+
+    def set_in_flight(self, events: int) -> None:
+        """How many events all of the system has in flight, as last seen."""
+        self._in_flight = events
+
+    def _admit(self, count: int, size: int) -> None:
+        if self._waiting_bytes and self._waiting_bytes + size > self._settings.chronicle_max_waiting_bytes:
+            raise Overloaded("too many bytes wait for a commit: try again later")
+        if self._in_flight + count > self._settings.chronicle_max_in_flight:
+            raise Overloaded("too many events are in flight: try again later")
+        if self._away_since and time.monotonic() - self._away_since > PATIENCE_SECONDS:
+            raise DatabaseAway
+
+    async def run(self) -> None:
+        """Commits until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(COMMITTERS):
+                group.create_task(self._commit_for_ever())
+
+    async def _commit_for_ever(self) -> None:
+        writer: Writer | None = None
+        while True:
+            try:
+                writer = writer or await Writer.open(self._url)
+                self._away_since = None
+                if requests := await self._next():
+                    writer = await self._commit(writer, requests)
+            except ChronicleError as error:
+                self._lost(error)
+                await asyncio.sleep(0.2)
+
+    def _lost(self, error: ChronicleError) -> None:
+        """PostgreSQL cannot be reached: waiting requests are kept for a while, then refused."""
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+            log.warning("database away", error=str(error))
+        if now - self._away_since > PATIENCE_SECONDS:
+            while self._queue:
+                _resolve([self._queue.popleft()], error)
+
+    async def _next(self) -> list[Waiting]:
+        """Every request that waits, up to the bounds of a batch; the first one alone may reach them."""
+        while not self._queue:
+            self._arrived.clear()
+            await self._arrived.wait()
+        requests: list[Waiting] = []
+        events = size = 0
+        while self._queue:
+            first = self._queue[0]
+            events, size = events + len(first.events), size + first.size
+            if requests and (
+                events > self._settings.chronicle_max_events or size > self._settings.chronicle_max_body_bytes
+            ):
+                break
+            self._queue.popleft()
+            if not first.done.done():
+                requests.append(first)
+        return requests
+
+    async def _commit(self, writer: Writer, requests: list[Waiting]) -> Writer | None:
+        """Commits the requests as one batch and answers them; gives back the writer while it is usable."""
+        batch_id = new_batch_id()
+        events = Events.joined(request.events for request in requests)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        current: Writer | None = writer
+        while True:
+            try:
+                current = current or await Writer.open(self._url)
+                await current.record_received(batch_id, events)
+            except psycopg.Error as error:
+                return await self._commit_apart(current, requests, error)
+            except ChronicleError as error:
+                if current:
+                    await current.close()
+                current = None
+                if time.monotonic() > deadline:
+                    _resolve(requests, error)
+                    raise
+                log.warning("commit is tried again", batch_id=str(batch_id), error=str(error))
+                await asyncio.sleep(0.1)
+            else:
+                self._committed(batch_id)
+                _resolve(requests, None)
+                return current
+
+    async def _commit_apart(
+        self, writer: Writer | None, requests: list[Waiting], error: psycopg.Error
+    ) -> Writer | None:
+        """PostgreSQL refused the batch: each request alone, so that only the one that it refuses is affected."""
+        if len(requests) == 1:
+            log.error("PostgreSQL refused what validation let through", sqlstate=error.sqlstate, error=str(error))
+            storable = not isinstance(error, psycopg.DataError)
+            _resolve(requests, error if storable else InvalidRequest("not_storable", ["body", "events"], NOT_STORABLE))
+            return writer
+        for request in requests:
+            writer = await self._commit(writer or await Writer.open(self._url), [request])
+        return writer
+
+
+def _resolve(requests: list[Waiting], error: Exception | None) -> None:
+    for request in requests:
+        if request.done.done():
+            continue
+        if error:
+            request.done.set_exception(error)
+        else:
+            request.done.set_result(None)
+
+
+RECORD_RECEIVED = """
+WITH received AS (
+    INSERT INTO facts (batch_id, action, lane, event_count, event_ids, topics, sources, payloads, timestamps)
+    VALUES (%(batch_id)s, 'RECEIVED', %(lane)s, %(event_count)s, %(event_ids)s, %(topics)s, %(sources)s,
+            %(payloads)s, %(timestamps)s)
+    ON CONFLICT (batch_id, action) DO NOTHING
+    RETURNING id, batch_id, recorded_at, event_count
+), sent AS (
+    INSERT INTO outbox (batch_id, received_at, event_count)
+    SELECT batch_id, recorded_at, event_count FROM received
+), tally AS (
+    SELECT r.id, r.batch_id, r.recorded_at, t.topic, t.event_count
+    FROM received r CROSS JOIN unnest(%(names)s::text[], %(counts)s::int[]) AS t(topic, event_count)
+), indexed AS (
+    INSERT INTO fact_topics (topic, action, recorded_at, fact_id, batch_id, event_count)
+    SELECT topic, 'RECEIVED', recorded_at, id, batch_id, event_count FROM tally
+)
+INSERT INTO stats (topic, lane, received)
+SELECT topic, %(lane)s, event_count FROM tally ORDER BY topic
+ON CONFLICT (topic, lane) DO UPDATE SET received = stats.received + excluded.received
+"""
+
+
+class Writer:
+    """A connection that commits batches, and the lane of `stats` that is its own while it lasts."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[TupleRow], lane: int) -> None:
+        self.connection = connection
+        self.lane = lane
+
+    @classmethod
+    async def open(cls, url: str) -> Writer:
+        """Raises DatabaseAway."""
+        connection = await database.connect_async(url, "command")
+        with database.ours():
+            row = await (await connection.execute(*database.lane_query(1))).fetchone()
+        if row is None:
+            await connection.close()
+            raise DatabaseAway("no free lane: too many command processes")
+        return cls(connection, -1 - row[0])
+
+    async def close(self) -> None:
+        """Gives connection and lane back."""
+        await self.connection.close()
+
+    async def record_received(self, batch_id: UUID, events: Events) -> None:
+        """One statement, one synchronous commit. Run again under the same id, it changes nothing.
+
+        Raises DatabaseAway where the outcome is unknown or nothing was done, psycopg.Error where PostgreSQL refused.
+        """
+        tally = Counter(events.topics)
+        with database.ours():
+            await self.connection.execute(
+                RECORD_RECEIVED,
+                {
+                    "batch_id": batch_id,
+                    "lane": self.lane,
+                    "event_count": len(events),
+                    "event_ids": database.TextArray(events.event_ids),
+                    "topics": database.TextArray(events.topics),
+                    "sources": database.TextArray(events.sources),
+                    "payloads": database.JsonArray(events.payloads),
+                    "timestamps": database.MomentArray(events.timestamps),
+                    "names": database.TextArray(tally),
+                    "counts": list(tally.values()),
+                },
+                prepare=True,
+            )

@@ -1,0 +1,38 @@
+"""The projector process: its workers, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from chronicle import logs
+from projector.worker import Worker
+
+log = logs.get(__name__)
+
+
+def run(database_url: str, redis_url: str, workers: int) -> None:
+    """Runs the workers until SIGTERM or SIGINT; each then ends the batch it has in hand."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    threads = [
+        threading.Thread(target=_work, args=(Worker(database_url, redis_url, stop),), name=f"worker-{n}")
+        for n in range(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    log.info("projector started", workers=workers)
+    for thread in threads:
+        thread.join()
+    log.info("projector stopped")
+
+
+def _work(worker: Worker) -> None:
+    """A worker that fails in a way nobody foresaw ends the process, for its supervisor to start it again."""
+    try:
+        worker.run()
+    except BaseException:
+        log.critical("worker failed", worker_id=worker.worker_id, exc_info=True)
+        os._exit(1)

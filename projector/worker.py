@@ -1,0 +1,216 @@
+"""A projector worker: takes tickets from the consumer group, or batches that wait in the outbox, and projects them."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import redis
+
+from chronicle import broker, database, logs
+from chronicle.errors import ChronicleError, DatabaseAway
+from projector.projection import project
+
+MOST_TICKETS = 16
+MOST_EVENTS = 5_000
+"""Events a transaction; one batch alone may have more."""
+
+OVERDUE_SECONDS = 1.0
+"""A batch that waits longer in the outbox is projected without a ticket."""
+
+SWEEP_SECONDS = 2.0
+"""How often a busy worker looks for overdue batches and for tickets that others left."""
+
+ABANDONED_MILLISECONDS = 30_000
+PAUSE_SECONDS = 0.2
+
+log = logs.get(__name__)
+
+
+class Worker:
+    """One worker: a connection to PostgreSQL (which holds its worker_id), one to Redis, and a loop."""
+
+    def __init__(self, database_url: str, redis_url: str, stop: threading.Event) -> None:
+        self._database_url = database_url
+        self._redis = broker.connect(redis_url)
+        self._stop = stop
+        self._connection: psycopg.Connection[Any] | None = None
+        self.worker_id = -1
+        self._consumer = ""
+        self._own_pending = True
+        self._swept = time.monotonic()
+        self._redis_away = False
+
+    def run(self) -> None:
+        """Works until stopped; faults of PostgreSQL and Redis are logged and waited out."""
+        while not self._stop.is_set():
+            try:
+                busy = self.run_once()
+            except (ChronicleError, psycopg.Error) as error:
+                log.warning("worker waits", worker_id=self.worker_id, error=str(error).strip())
+                self._disconnect()
+                busy = False
+            if not busy:
+                self._stop.wait(PAUSE_SECONDS if self._redis_away or self._connection is None else 0)
+        self._disconnect()
+        self._redis.close()
+
+    def run_once(self) -> bool:
+        """One step: tickets, or overdue batches where none come. True where there was something to do.
+
+        Raises DatabaseAway and psycopg.Error; Redis being away is no error here.
+        """
+        connection = self._connect()
+        tickets = self._tickets()
+        batch_ids = list(dict.fromkeys(tickets.values()))
+        if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            batch_ids += [batch_id for batch_id in self._overdue(connection) if batch_id not in batch_ids]
+        for group in self._bounded(connection, batch_ids):
+            self._project(connection, group)
+        self._acknowledge(list(tickets))
+        return bool(batch_ids)
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            connection = database.connect(self._database_url, "projector")
+            with database.ours():
+                row = connection.execute(*database.lane_query(0)).fetchone()
+            if row is None:
+                connection.close()
+                raise DatabaseAway("no free worker_id: too many workers")
+            self._connection, self.worker_id = connection, row[0]
+            self._consumer = f"{socket.gethostname()}-{os.getpid()}-{self.worker_id}"
+            self._own_pending = True
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection:
+            self._connection.close()
+        self._connection = None
+
+    def _tickets(self) -> dict[str, UUID]:
+        """Ticket ids and the batches that they name; none where Redis has none or is away."""
+        try:
+            tickets = self._read_tickets()
+        except redis.ResponseError as error:
+            if not broker.group_is_gone(error):
+                return self._redis_failed(error)
+            tickets = {}
+            self._make_group()
+        except (redis.RedisError, OSError) as error:
+            return self._redis_failed(error)
+        if self._redis_away:
+            log.info("Redis is back", worker_id=self.worker_id)
+            self._redis_away = False
+        return tickets
+
+    def _redis_failed(self, error: Exception) -> dict[str, UUID]:
+        if not self._redis_away:
+            log.warning("Redis away: batches are taken from the outbox", worker_id=self.worker_id, error=str(error))
+            self._redis_away = self._own_pending = True
+        return {}
+
+    def _make_group(self) -> None:
+        try:
+            broker.ensure_group(self._redis)
+        except (redis.RedisError, OSError) as error:
+            self._redis_failed(error)
+
+    def _read_tickets(self) -> dict[str, UUID]:
+        if self._own_pending:
+            # A reply that was lost on its way leaves its tickets pending under our name, with no error anywhere.
+            entries = self._read("0")
+            self._own_pending = bool(entries)
+            return entries
+        if time.monotonic() - self._swept > SWEEP_SECONDS:
+            _, abandoned, *_ = self._redis.xautoclaim(
+                broker.STREAM, broker.GROUP, self._consumer, ABANDONED_MILLISECONDS, count=MOST_TICKETS
+            )
+            if abandoned:
+                return _named(abandoned)
+        return self._read(">")
+
+    def _read(self, start: str) -> dict[str, UUID]:
+        reply = self._redis.xreadgroup(
+            broker.GROUP, self._consumer, {broker.STREAM: start}, count=MOST_TICKETS, block=broker.BLOCK_MILLISECONDS
+        )
+        return _named(reply[0][1] if isinstance(reply, list) and reply else [])
+
+    def _acknowledge(self, tickets: list[str]) -> None:
+        if not tickets:
+            return
+        try:
+            with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.xack(broker.STREAM, broker.GROUP, *tickets)
+                pipeline.xdel(broker.STREAM, *tickets)
+                pipeline.execute()
+        except (redis.RedisError, OSError) as error:
+            self._redis_failed(error)
+
+    def _overdue(self, connection: psycopg.Connection[Any]) -> list[UUID]:
+        """Some of the batches that have waited too long: a random few of the oldest, so that workers spread."""
+        with database.ours():
+            rows = connection.execute(OVERDUE, {"seconds": OVERDUE_SECONDS}, prepare=True).fetchall()
+        oldest = [row[0] for row in rows]
+        return random.sample(oldest, min(MOST_TICKETS, len(oldest)))
+
+    def _bounded(self, connection: psycopg.Connection[Any], batch_ids: list[UUID]) -> Iterator[list[UUID]]:
+        """The batches in groups of at most MOST_EVENTS events; those that are no longer in flight are left out."""
+        group: list[UUID] = []
+        events = 0
+        if batch_ids:
+            with database.ours():
+                rows = connection.execute(SIZES, {"batch_ids": batch_ids}, prepare=True).fetchall()
+            for batch_id, count in rows:
+                if group and events + count > MOST_EVENTS:
+                    yield group
+                    group, events = [], 0
+                group.append(batch_id)
+                events += count
+        if group:
+            yield group
+
+    def _project(self, connection: psycopg.Connection[Any], group: list[UUID]) -> None:
+        """Projects a group; where it fails, each batch alone, so that a bad one does not hold up the others."""
+        try:
+            with database.ours():
+                project(connection, group, self.worker_id)
+        except psycopg.Error as error:
+            if len(group) > 1:
+                for batch_id in group:
+                    self._project(connection, [batch_id])
+            else:
+                log.error("batch not projected", batch_id=str(group[0]), error=str(error).strip())
+                connection.execute(COUNT_ATTEMPT, {"batch_id": group[0]}, prepare=True)
+
+
+OVERDUE = """
+SELECT batch_id FROM outbox
+WHERE received_at < clock_timestamp() - make_interval(secs => %(seconds)s)
+ORDER BY received_at
+LIMIT 256
+"""
+
+SIZES = "SELECT batch_id, event_count FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY received_at"
+
+COUNT_ATTEMPT = "UPDATE outbox SET attempts = attempts + 1 WHERE batch_id = %(batch_id)s"
+
+
+def _named(entries: list[tuple[str, dict[str, str]]]) -> dict[str, UUID]:
+    """Ticket ids and their batch ids; a ticket that names none (somebody else's entry) is taken for an old one."""
+    named = {}
+    for ticket, fields in entries:
+        try:
+            named[ticket] = UUID((fields or {}).get(broker.FIELD, ""))
+        except ValueError:
+            log.warning("a ticket that names no batch", ticket=ticket)
+            named[ticket] = UUID(int=0)
+    return named

@@ -1,0 +1,136 @@
+"""The query service: everything that is answered to GET."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal, TypeVar
+
+import psycopg
+from fastapi import FastAPI, Query
+from fastapi.responses import Response
+from pydantic import AfterValidator
+
+from chronicle import database, http, openapi
+from chronicle.errors import DatabaseAway
+from chronicle.events import instant
+from query import audit, cursor, events, models, stats
+
+POOL_SIZE = 10
+
+Answer = TypeVar("Answer")
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a NUL character is in no event")
+    return text
+
+
+Text = Annotated[str | None, AfterValidator(lambda text: text and _storable(text))]
+Moment = Annotated[str | None, AfterValidator(lambda text: None if text is None else instant(text))]
+From = Annotated[Moment, Query(alias="from", description="ISO 8601; at or after")]
+To = Annotated[Moment, Query(description="ISO 8601; at or before")]
+Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")]
+
+
+def create_app(database_url: str, *, publish: bool = False) -> FastAPI:
+    """The service over a database; nothing is opened before it runs.
+
+    `publish` says that POST /publish is answered at the same address, so that the OpenAPI document covers it.
+    """
+    pool = database.read_pool(database_url, "query", POOL_SIZE)
+    started = time.monotonic()
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        await pool.open()
+        yield
+        await pool.close(timeout=2)
+
+    async def snapshot(work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Answer]]) -> Answer:
+        """Runs the work in one read-only snapshot; after a restart of PostgreSQL sessions are dead: tries others."""
+        for attempt in range(POOL_SIZE + 1):
+            try:
+                with database.ours():
+                    async with pool.connection() as connection:
+                        return await work(connection)
+            except DatabaseAway as error:
+                if attempt == POOL_SIZE or not isinstance(error.__cause__, psycopg.errors.AdminShutdown):
+                    raise
+        raise AssertionError
+
+    app = http.application("ChronicleWeaver", lifespan=running)
+
+    @app.get("/", tags=["health"])
+    async def root() -> dict[str, str]:
+        """That it runs."""
+        return {"message": "ChronicleWeaver is running", "docs": "/docs"}
+
+    @app.get("/health", tags=["health"])
+    async def health() -> dict[str, str]:
+        """Alive."""
+        return {"status": "healthy"}
+
+    @app.get("/ready", tags=["health"], responses=openapi.UNAVAILABLE)
+    async def ready() -> dict[str, str]:
+        """Ready to answer, or a 503 that says what is missing."""
+
+        async def version(connection: psycopg.AsyncConnection[Any]) -> Any:
+            return await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
+
+        database.check_schema(await snapshot(version))
+        return {"status": "ready"}
+
+    @app.get(
+        "/events", tags=["query"], response_model=models.EventPage, responses=openapi.INVALID | openapi.UNAVAILABLE
+    )
+    async def get_events(
+        *,
+        topic: Text = None,
+        source: Text = None,
+        event_id: Text = None,
+        since: From = None,
+        to: To = None,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+        after: Annotated[Cursor, Query(alias="cursor")] = None,
+    ) -> Response:
+        """Processed events, newest timestamp first. `count` is how many match in all."""
+        filters = {"topic": topic, "source": source, "event_id": event_id, "from": since, "to": to}
+        place = cursor.decode(after, events.Place)
+        return _json(await snapshot(lambda connection: events.page(connection, filters, limit, place)))
+
+    @app.get("/stats", tags=["query"], response_model=models.Stats, responses=openapi.UNAVAILABLE)
+    async def get_stats() -> dict[str, Any]:
+        """The books: received = unique_processed + duplicated_dropped + failed + in_flight, in every answer."""
+        uptime = int(time.monotonic() - started)
+        return await snapshot(lambda connection: stats.totals(connection, uptime))
+
+    @app.get("/audit", tags=["query"], response_model=models.AuditPage, responses=openapi.INVALID | openapi.UNAVAILABLE)
+    async def get_audit(
+        *,
+        action: Literal["RECEIVED", "QUEUED", "PROCESSED", "DROPPED", "FAILED"] | None = None,
+        topic: Text = None,
+        event_id: Text = None,
+        since: From = None,
+        to: To = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        after: Annotated[Cursor, Query(alias="cursor")] = None,
+    ) -> Response:
+        """What happened to each event, newest first. `count` is the number of records returned."""
+        filters = {"action": action, "topic": topic, "event_id": event_id, "from": since, "to": to}
+        place = cursor.decode(after, audit.Place)
+        return _json(await snapshot(lambda connection: audit.page(connection, filters, limit, place)))
+
+    @app.get("/audit/summary", tags=["query"], response_model=models.Summary, responses=openapi.UNAVAILABLE)
+    async def get_summary() -> dict[str, Any]:
+        """The five counters in all, by topic and by worker."""
+        return await snapshot(stats.summary)
+
+    openapi.describe(app, publish=publish)
+    return app
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

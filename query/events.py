@@ -1,0 +1,97 @@
+"""/events: processed events, newest timestamp first."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import psycopg
+from msgspec import Raw, Struct
+
+from query import cursor
+
+
+class Place(Struct, array_like=True):
+    """A processed event's place in the order of /events."""
+
+    timestamp: datetime
+    batch_id: UUID
+    position: int
+
+
+class Event(Struct):
+    """A processed event."""
+
+    event_id: str
+    topic: str
+    source: str
+    payload: Raw
+    timestamp: datetime
+
+
+class Page(Struct):
+    """An answer of /events."""
+
+    count: int
+    events: list[Event]
+    next_cursor: str | None
+
+
+MATCHES = """
+    (%(topic)s::text IS NULL OR topic = %(topic)s)
+    AND (%(source)s::text IS NULL OR source = %(source)s)
+    AND (%(event_id)s::text IS NULL OR event_id = %(event_id)s)
+    AND (%(from)s::timestamptz IS NULL OR "timestamp" >= %(from)s)
+    AND (%(to)s::timestamptz IS NULL OR "timestamp" <= %(to)s)
+"""
+
+COUNT_BY_TOPIC = """
+SELECT coalesce(sum(processed), 0)::bigint FROM stats WHERE (%(topic)s::text IS NULL OR topic = %(topic)s)
+"""
+
+COUNT = f"SELECT count(*) FROM processed_events WHERE {MATCHES}"
+
+# One statement is one snapshot: the count and the page agree.
+PAGE = f"""
+WITH page AS (
+    SELECT event_id, topic, source, payload::text AS payload, "timestamp", batch_id, position
+    FROM processed_events
+    WHERE {MATCHES}
+      AND (%(batch_id)s::uuid IS NULL
+           OR ("timestamp", batch_id, position) < (%(timestamp)s::timestamptz, %(batch_id)s, %(position)s::int))
+    ORDER BY "timestamp" DESC, batch_id DESC, position DESC
+    LIMIT %(limit)s + 1
+)
+SELECT total.count, page.event_id, page.topic, page.source, page.payload, page."timestamp", page.batch_id, page.position
+FROM ({{count}}) AS total(count)
+LEFT JOIN page ON true
+ORDER BY page."timestamp" DESC, page.batch_id DESC, page.position DESC
+"""
+PAGE_BY_TOPIC = PAGE.format(count=COUNT_BY_TOPIC)
+PAGE_COUNTED = PAGE.format(count=COUNT)
+
+
+async def page(
+    connection: psycopg.AsyncConnection[Any], filters: dict[str, Any], limit: int, after: Place | None
+) -> bytes:
+    """A page of events as JSON, `after` a place, with how many match in all and the cursor of the next page.
+
+    `filters`: topic, source, event_id, from and to, each None where it does not count. The number of a topic's events
+    is read from its counters; any other filter is counted.
+    """
+    place = after or Place(datetime.min, None, 0)  # type: ignore[arg-type]
+    here = {"timestamp": place.timestamp, "batch_id": place.batch_id, "position": place.position, "limit": limit}
+    only_topic = all(value is None for name, value in filters.items() if name != "topic")
+    answer = await connection.execute(PAGE_BY_TOPIC if only_topic else PAGE_COUNTED, filters | here)
+    found = await answer.fetchall()
+    rows = [row[1:] for row in found if row[1] is not None]
+    last = rows[limit - 1] if len(rows) > limit else None
+    return msgspec.json.encode(
+        Page(
+            found[0][0],
+            [Event(row[0], row[1], row[2], Raw(row[3].encode()), row[4]) for row in rows[:limit]],
+            cursor.encode(Place(*last[4:])) if last else None,
+        )
+    )

@@ -1,0 +1,64 @@
+"""The system that the acceptance tests speak to, over HTTP only.
+
+Each test process starts one system of its own for the tests that only use it. CHRONICLE_TEST_URL names a running one
+instead, which nobody else may use meanwhile; tests that must stop or kill a process are then skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from api import Api
+from servers import Stack
+
+RUNNING_SYSTEM = os.environ.get("CHRONICLE_TEST_URL")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Against one running system the tests take turns: they compare its totals."""
+    if RUNNING_SYSTEM is None:
+        return
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("running system"))
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the system of this test process answers."""
+    if RUNNING_SYSTEM is not None:
+        yield RUNNING_SYSTEM.rstrip("/")
+        return
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    stack.start()
+    yield stack.url
+    stack.close()
+
+
+@pytest.fixture(scope="session")
+def api(url: str) -> Iterator[Api]:
+    """The client of the system that the tests of this process share."""
+    with Api(url) as client:
+        yield client
+
+
+@pytest.fixture
+def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A fresh system for one test, which may stop and kill it."""
+    if RUNNING_SYSTEM is not None:
+        pytest.skip("this test stops or kills processes, which CHRONICLE_TEST_URL does not allow")
+    stack = Stack(tmp_path_factory.mktemp("own"))
+    stack.start()
+    yield stack
+    stack.close()
+
+
+@pytest.fixture
+def own_api(own_stack: Stack) -> Iterator[Api]:
+    """The client of `own_stack`."""
+    with Api(own_stack.url) as client:
+        yield client

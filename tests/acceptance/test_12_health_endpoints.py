@@ -1,0 +1,110 @@
+"""The routes around the data: alive, ready, the greeting, the documentation, and what is no route at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from api import Api, event, fresh, problems
+from servers import Stack, eventually
+
+ROUTES = {
+    "/publish": "post",
+    "/events": "get",
+    "/stats": "get",
+    "/audit": "get",
+    "/audit/summary": "get",
+    "/health": "get",
+    "/ready": "get",
+    "/": "get",
+}
+
+
+def test_a_living_system_is_healthy(api: Api) -> None:
+    assert api.get("/health") == {"status": "healthy"}
+
+
+def test_a_working_system_is_ready(api: Api) -> None:
+    assert api.get("/ready") == {"status": "ready"}
+
+
+@pytest.mark.parametrize("accept", [None, "*/*", "application/json"])
+def test_the_root_greets_in_json(api: Api, accept: str | None) -> None:
+    answer = api.http.get("/", headers={} if accept is None else {"accept": accept})
+    assert answer.status_code == 200
+    assert answer.json()["message"] == "ChronicleWeaver is running..."
+
+
+def test_the_openapi_document_covers_every_route(api: Api) -> None:
+    document = api.get("/openapi.json")
+    assert document["openapi"].startswith("3.")
+    for path, method in ROUTES.items():
+        assert method in document["paths"].get(path, {}), path
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("/events", {"topic", "source", "event_id", "from", "to", "limit", "cursor"}),
+        ("/audit", {"action", "topic", "event_id", "from", "to", "limit", "cursor"}),
+    ],
+)
+def test_the_openapi_document_names_every_parameter(api: Api, path: str, names: set[str]) -> None:
+    parameters = api.get("/openapi.json")["paths"][path]["get"]["parameters"]
+    assert names <= {parameter["name"] for parameter in parameters}
+
+
+def test_the_openapi_document_describes_what_to_publish(api: Api) -> None:
+    operation = api.get("/openapi.json")["paths"]["/publish"]["post"]
+    assert "application/json" in operation["requestBody"]["content"]
+    assert {"200", "413", "422", "503"} <= operation["responses"].keys()
+
+
+def test_the_documentation_is_a_page(api: Api) -> None:
+    answer = api.raw("/docs")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "openapi.json" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/publish/more", "/events/1", "/audit/other", "/%00", "/..%2f..%2fetc"])
+def test_an_unknown_path_is_a_404(api: Api, path: str) -> None:
+    problems(api.raw(path), 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/publish"),
+        ("PUT", "/publish"),
+        ("DELETE", "/publish"),
+        ("POST", "/events"),
+        ("DELETE", "/events"),
+        ("POST", "/stats"),
+        ("PATCH", "/audit"),
+        ("POST", "/audit/summary"),
+        ("POST", "/health"),
+    ],
+)
+def test_another_method_is_a_405_that_names_the_allowed_one(api: Api, method: str, path: str) -> None:
+    answer = api.http.request(method, path)
+    problems(answer, 405)
+    assert ROUTES[path].upper() in answer.headers["allow"]
+
+
+def test_unknown_query_parameters_do_no_harm(api: Api) -> None:
+    topic = fresh()
+    api.publish_settled(topic, event(topic))
+    assert api.events(topic=topic, colour="blue")["count"] == 1
+
+
+def test_without_a_database_it_is_alive_but_not_ready_and_recovers_by_itself(own_stack: Stack, own_api: Api) -> None:
+    topic = fresh()
+    own_api.publish_settled(topic, event(topic))
+    os.kill(own_stack.run()["postgres"]["pid"], signal.SIGKILL)
+    eventually(lambda: problems(own_api.raw("/ready"), 503), timeout=10, every=0.005)
+    assert own_api.get("/health") == {"status": "healthy"}
+    eventually(lambda: own_api.get("/ready") == {"status": "ready"}, timeout=30)
+    eventually(lambda: own_api.post([event(topic)]).status_code == 200, timeout=10)
+    eventually(lambda: own_api.events(topic=topic)["count"] == 2, timeout=10)

@@ -1,0 +1,47 @@
+"""Servers for all tests: one PostgreSQL and one Valkey for each test process, started only when a test asks."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from chronicle.children import stop
+from chronicle.embedded import Postgres, Valkey, start
+
+
+@pytest.fixture(scope="session")
+def server_home() -> Iterator[Path]:
+    """The CHRONICLE_HOME of the session's servers. Other users may pass through it: as root, the servers are nobody."""
+    home = Path(tempfile.mkdtemp(prefix="chronicle-tests-"))
+    home.chmod(0o711)
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(server_home: Path) -> Iterator[str]:
+    """The URL of a PostgreSQL; its database `chronicle` is empty."""
+    with _running(Postgres(server_home)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url(server_home: Path) -> Iterator[str]:
+    """The URL of a Valkey."""
+    with _running(Valkey(server_home)) as url:
+        yield url
+
+
+@contextmanager
+def _running(server: Postgres | Valkey) -> Iterator[str]:
+    try:
+        start(server)
+        yield server.url
+    finally:
+        if server.process:
+            stop(server.process, server.stop_steps)

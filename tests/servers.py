@@ -1,0 +1,153 @@
+"""Real servers for tests: the whole of ChronicleWeaver as `chronicle up` runs it, and how to wait for a fact."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import Popen
+from typing import TypeVar
+
+from chronicle import ports, runfile
+from chronicle.privileges import before_exec
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("DATABASE_URL", "REDIS_URL", "WORKER_COUNT", "AGGREGATOR_URL", "EVENT_COUNT", "DUPLICATE_RATIO", "BATCH_SIZE")
+START_SECONDS = 90.0
+
+
+def eventually(check: Callable[[], T], timeout: float = 10.0, every: float = 0.05) -> T:
+    """The first truthy answer of `check`, asked again and again; its last failure where there is none in time."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            if answer := check():
+                return answer
+            failure = AssertionError(f"still {answer!r} after {timeout} s")
+        except AssertionError as error:
+            failure = error
+        if time.monotonic() > deadline:
+            raise failure
+        time.sleep(every)
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody listens on."""
+    return ports.free()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and that nobody has collected yet does not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.strip().startswith("Z")
+
+
+def own_environment(**more: str) -> dict[str, str]:
+    """This process's environment without what would change how ChronicleWeaver or libpq behaves, and with `more`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in OURS and not name.startswith(("PG", "CHRONICLE_", "PYTEST_"))
+    }
+    return kept | more
+
+
+class Stack:
+    """`chronicle up` on a home of its own, on a port of its own."""
+
+    def __init__(
+        self, home: Path, port: int | None = None, env: dict[str, str] | None = None, *, user: int | None = None
+    ) -> None:
+        """`env` is added to the environment; `user` is who runs it (only root may choose)."""
+        self.home = home
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = own_environment(CHRONICLE_HOME=str(home), AGGREGATOR_URL=self.url) | (env or {})
+        self.process: Popen[bytes] | None = None
+        self._user = user
+        self._log = home.with_name(f"{home.name}.log")
+
+    def launch(self) -> Popen[bytes]:
+        """Starts it and does not wait."""
+        command = [sys.executable, "-m", "chronicle", "up", "--port", str(self.port)]
+        with self._log.open("ab") as log:
+            self.process = Popen(
+                command,
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self._user,
+                group=self._user,
+                extra_groups=None if self._user is None else [],
+                start_new_session=True,
+                preexec_fn=None if self._user else before_exec(signal.SIGTERM, None),  # noqa: PLW1509
+            )
+        return self.process
+
+    def start(self) -> None:
+        """Starts it and waits until /ready answers 200. Raises AssertionError, with the log, where it does not."""
+        process = self.launch()
+        try:
+            eventually(lambda: process.poll() is not None or self.is_ready(), timeout=START_SECONDS)
+            assert process.poll() is None, f"chronicle up ended with {process.returncode}"
+        except AssertionError as error:
+            self.kill()
+            raise AssertionError(f"{error}\n{self.log()}") from None
+
+    def is_ready(self) -> bool:
+        """Whether /ready answers 200 now."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == http.client.OK
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def run(self) -> dict[str, runfile.Part]:
+        """What run.json says; empty where there is none."""
+        return runfile.read(self.home)
+
+    def pids(self) -> dict[str, int]:
+        """The processes of run.json by name."""
+        return {name: part["pid"] for name, part in self.run().items() if "pid" in part}
+
+    def stop(self, timeout: float = 10) -> int:
+        """SIGTERM, and the exit code. Raises AssertionError, with the log, if it still runs after `timeout` seconds."""
+        assert self.process
+        self.process.terminate()
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"chronicle up still runs after {timeout} s\n{self.log()}") from None
+
+    def kill(self) -> None:
+        """SIGKILL to the supervisor and to every process of run.json; returns when they are gone."""
+        pids = set(self.pids().values())
+        if self.process:
+            self.process.kill()  # first, so that it restarts none of the others
+            self.process.wait()
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        eventually(lambda: not [pid for pid in pids if is_alive(pid)])
+
+    def close(self) -> None:
+        """Stops it if it runs; for fixtures."""
+        if self.process and self.process.poll() is None:
+            self.stop()
+
+    def log(self) -> str:
+        """All that it has written to standard output and standard error."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
