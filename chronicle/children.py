@@ -41,11 +41,11 @@ class Log:
         self.began = self._size()
         return self.path
 
-    def tail(self, lines: int = 8) -> str:
-        """The last lines that the present process wrote."""
+    def tail(self, lines: int = 4) -> str:
+        """The last lines that the present process wrote, as one line."""
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             file.seek(max(self.began, self._size() - 20_000))
-            return "\n".join(file.read().decode(errors="replace").strip().splitlines()[-lines:])
+            return " | ".join(file.read().decode(errors="replace").strip().splitlines()[-lines:])
         return ""
 
     def _size(self) -> int:
@@ -118,6 +118,17 @@ def is_running(pid: int, *words: str) -> bool:
     """
     line = _command_line(pid)
     return bool(line) and all(word in line for word in words)
+
+
+def exists(pid: int) -> bool:
+    """Whether the system knows the process, be it alive or a zombie that nobody collects (as in some containers)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def end_orphan(pid: int, words: Sequence[str], steps: Sequence[Step], pause: Pause) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import psycopg
 import typer
 
 from chronicle import logs, runfile
@@ -31,8 +32,8 @@ def main() -> None:
     """Runs the command line; an error of ours is one line and exit code 1."""
     try:
         app()
-    except ChronicleError as error:
-        print(f"chronicle: {error}", file=sys.stderr)  # noqa: T201
+    except (ChronicleError, psycopg.Error) as error:
+        print(f"chronicle: {str(error).strip().splitlines()[0]}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

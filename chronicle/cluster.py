@@ -6,15 +6,16 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from chronicle.children import Pause, finish, spawn
+from chronicle.children import Log, Pause, finish, spawn
 from chronicle.errors import StartError
 from chronicle.privileges import Account, nameless
 
-USER = "chronicle"
+USER = DATABASE = "chronicle"
 ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
 """All that the servers see: a locale that is missing here, or a PG variable meant for psql, cannot disturb them."""
 
@@ -23,20 +24,25 @@ GIB = 2**30
 
 
 def make(
-    data: Path, initdb: Path, version: int, *, password: str, log: Path, account: Account | None, pause: Pause
+    data: Path, programs: Path, version: int, *, password: str, log: Log, account: Account | None, pause: Pause
 ) -> None:
-    """Makes the data directory with the one user `chronicle`.
+    """Makes the data directory, with the user and the database `chronicle`.
 
     It gets its name when it is complete, so that one that was broken off is never taken for one that holds data.
-    Raises StartError with the reason where initdb fails.
+    Raises StartError with the reason where that fails.
     """
     fresh = data.with_name(f"{data.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
     _give(fresh, account)
+    run = partial(_run, log=log, account=account, pause=pause)
     with _secret_file(data.parent, password, account) as secret:
-        command: list[str | Path] = [initdb, "--pgdata", fresh, "--pwfile", secret, *_initdb_options(version)]
-        _run(command, log=log, account=account, pause=pause)
+        run([programs / "initdb", "--pgdata", fresh, "--pwfile", secret, *_initdb_options(version)])
+    # Single-user mode: before anybody can connect, and without a client's settings.
+    run(
+        [programs / "postgres", "--single", "-D", fresh, "-c", "exit_on_error=on", "postgres"],
+        given=f"CREATE DATABASE {DATABASE}\n",
+    )
     os.replace(fresh, data)
     _sync(data.parent)
 
@@ -74,19 +80,21 @@ def _initdb_options(version: int) -> list[str]:
     ]
 
 
-def _run(command: list[str | Path], *, log: Path, account: Account | None, pause: Pause) -> None:
+def _run(
+    command: Sequence[str | Path], *, log: Log, account: Account | None, pause: Pause, given: str | None = None
+) -> None:
     process = spawn(
         command,
         environment=ENVIRONMENT,
         death_signal=signal.SIGTERM,
-        log=log,
+        log=log.path,
+        given=given,
         account=account,
         # initdb looks its user's name up, and gives up where there is none.
         own_namespace=account is None and nameless(),
     )
     if finish(process, pause):
-        said = log.read_text(errors="replace").strip().splitlines()[-5:]
-        raise StartError("PostgreSQL's data directory could not be made: " + " | ".join(said))
+        raise StartError(f"PostgreSQL's data directory could not be made: {log.tail()} (more in {log.path})")
 
 
 @contextmanager

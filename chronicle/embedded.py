@@ -16,16 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 
-import psycopg
-from psycopg import errors, sql
-
 from chronicle import binaries, cluster, ports
-from chronicle.children import Log, Pause, Step, end_orphan, is_running, spawn
+from chronicle.children import Log, Pause, Step, end_orphan, exists, spawn
 from chronicle.errors import StartError
 from chronicle.privileges import account_for
 
 HOST = "127.0.0.1"
-DATABASE = "chronicle"
 LEFTOVERS_SECONDS = 15.0
 """How long the last processes of a killed server may hold on to its memory."""
 
@@ -46,17 +42,17 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        return f"postgresql://{cluster.USER}:{self._password}@{HOST}:{self.port}/{DATABASE}"
+        return f"postgresql://{cluster.USER}:{self._password}@{HOST}:{self.port}/{cluster.DATABASE}"
 
     def launch(self, pause: Pause) -> Popen[bytes]:
         """Starts the process, with what has to come before; does not wait until it answers."""
         folder, version = binaries.postgres()
         account = account_for(self.data, [folder / "initdb", folder / "postgres"])
-        log = self.log.begin()
+        self.log.begin()
         self._clear_away(pause)
         if not (self.data / "PG_VERSION").exists():
             cluster.make(
-                self.data, folder / "initdb", version, password=self._password, log=log, account=account, pause=pause
+                self.data, folder, version, password=self._password, log=self.log, account=account, pause=pause
             )
         self._check_version(version)
         options = [word for name, value in cluster.settings(self.data).items() for word in ("-c", f"{name}={value}")]
@@ -64,39 +60,16 @@ class Postgres:
             [folder / "postgres", "-D", self.data, "-p", str(self.port), *options],
             environment=cluster.ENVIRONMENT,
             death_signal=signal.SIGINT,
-            log=log,
+            log=self.log.path,
             account=account,
         )
         return self.process
 
     def answers(self) -> bool:
-        """Whether it takes connections, and the database is there. Raises StartError where it refuses our password."""
+        """Whether it takes connections."""
+        pid = self.process.pid if self.process else None
         status = self._status()
-        if not self.process or status[:1] != [str(self.process.pid)] or status[7:8] != ["ready"]:
-            return False
-        try:
-            self._make_database()
-        except errors.OperationalError as error:
-            if isinstance(error, errors.InvalidPassword) or "password authentication failed" in str(error):
-                raise StartError(
-                    f"the data in {self.data} was made with another password than the one in {self.home / 'password'}"
-                ) from None
-            return False
-        return True
-
-    def _make_database(self) -> None:
-        with psycopg.connect(
-            host=HOST,
-            port=self.port,
-            user=cluster.USER,
-            password=self._password,
-            dbname="postgres",
-            sslmode="disable",
-            connect_timeout=5,
-            autocommit=True,
-        ) as connection:
-            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
-                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+        return status[:1] == [str(pid)] and status[7:8] == ["ready"]
 
     def _status(self) -> list[str]:
         """The lines of postmaster.pid: the first is the process, the eighth how far it is."""
@@ -112,8 +85,8 @@ class Postgres:
             return
         pid, words = int(status[0]), ("postgres", f"-D {self.data} ")
         end_orphan(pid, words, ((signal.SIGINT, 10.0), (signal.SIGQUIT, 15.0)), pause)
-        if is_running(pid):
-            # PostgreSQL looks at the number alone, and would refuse to start for ever.
+        if exists(pid):
+            # A stranger or a zombie. PostgreSQL looks at the number alone, and would refuse to start for ever.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def _check_version(self, version: int) -> None:
@@ -202,8 +175,9 @@ def start(server: Postgres | Valkey, pause: Pause = time.sleep) -> None:
     while not _comes_up(server, pause):
         if time.monotonic() > deadline or not _worth_another_try(server):
             code = server.process.returncode if server.process else None
+            log = server.log
             raise StartError(
-                f"{server.name} ended while it started (exit code {code}); its log says:\n{server.log.tail()}"
+                f"{server.name} ended while it started (exit code {code}): {log.tail()} (more in {log.path})"
             )
         pause(0.2)
 

@@ -8,9 +8,7 @@ from typing import Any
 import psycopg
 import tenacity
 from psycopg import errors as pg
-from sqlalchemy import MetaData
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy import MetaData, create_mock_engine
 
 from chronicle import broker, database, tables
 from chronicle.errors import ChronicleError
@@ -61,18 +59,19 @@ def rebuild(url: str) -> None:
 
 def _make_tables(connection: psycopg.Connection[Any]) -> None:
     """The read models' tables, empty, in a schema of their own; so constraints and indexes keep their names."""
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    metadata = MetaData()
+
+    def execute(statement: Any, *_: Any, **__: Any) -> None:
+        connection.execute(str(statement.compile(dialect=engine.dialect)))
+
+    engine = create_mock_engine("postgresql+psycopg://", execute)
+    metadata = MetaData(schema=SCHEMA)
+    for name in tables.READ_MODELS:
+        tables.metadata.tables[name].to_metadata(metadata)
     with connection.transaction():
         connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
         connection.execute(f"CREATE SCHEMA {SCHEMA}")
         connection.execute("CREATE TABLE rebuild.replayed (id bigint PRIMARY KEY)")
-        for name in tables.READ_MODELS:
-            table = tables.metadata.tables[name].to_metadata(metadata, schema=SCHEMA)
-            connection.execute(str(CreateTable(table).compile(dialect=dialect)))
-            for index in table.indexes:
-                connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
-            connection.execute(f"COMMENT ON TABLE {SCHEMA}.{name} IS '{table.comment}'".replace("'s ", "''s "))
+        metadata.create_all(engine, checkfirst=False)
 
 
 def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
@@ -81,7 +80,6 @@ def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
     A fact may become visible later than one recorded after it, by as long as a transaction may last: seconds.
     """
     with connection.transaction():
-        connection.execute("SET LOCAL TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         connection.execute(NOTE_FRESH_FACTS, {"since": since})
         connection.execute("ANALYZE rebuild.fresh")
         for table in tables.READ_MODELS:

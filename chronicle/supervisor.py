@@ -141,7 +141,7 @@ class Supervisor:
         log = Log(self._home / "logs" / "migrate.log")
         # In a process of its own: it can be broken off, and its libraries do not stay in our memory.
         if finish(self._spawn("migrate", log=log.begin()), self._wakeup.pause):
-            raise StartError(f"the schema could not be migrated:\n{log.tail()}")
+            raise StartError(log.tail(1).removeprefix("chronicle: ") or "chronicle migrate was killed")
 
     def _spawn(self, *words: str, log: Path | None = None, pass_fds: list[int] | None = None) -> Popen[bytes]:
         return spawn(

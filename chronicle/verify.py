@@ -77,6 +77,17 @@ CHECKS = (
         WHERE to_regclass('uq_processed_events_event_id_topic') IS NULL
         """,
     ),
+    Check(
+        2,
+        "a duplicate has the payload that is stored, a conflict another",
+        """
+        SELECT d.reason || ': ' || d.topic || ' / ' || d.event_id || ' in batch ' || d.batch_id
+        FROM dropped_events d
+        JOIN received_events e ON e.batch_id = d.batch_id AND e.position = d.position
+        JOIN processed_events p ON p.event_id = d.event_id AND p.topic = d.topic
+        WHERE (e.payload::text = p.payload::text OR e.payload::jsonb = p.payload::jsonb) <> (d.reason = 'duplicate')
+        """,
+    ),
     Check(3, "the counters say what the ledger says", _same_rows("stats")),
     Check(
         3,

@@ -51,7 +51,13 @@ class Dispatcher:
                     del self._batch_ids[:MOST_TICKETS]
                     await self.dispatch(batch_ids)
         finally:
-            await self._redis.aclose()
+            await self.close()
+
+    async def close(self) -> None:
+        """Gives up its connections."""
+        await self._redis.aclose()
+        if self._writer:
+            await self._writer.close()
 
     async def dispatch(self, batch_ids: list[UUID]) -> bool:
         """One step: tickets, then QUEUED facts. False where Redis or PostgreSQL is away: workers find the batches."""

@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 
 from chronicle.ledger import RECORD_QUEUED
+from chronicle.tables import RECORD_POSITIONS
 
 CLAIM = """
 WITH held AS (
@@ -27,7 +28,7 @@ WITH won AS (
     INSERT INTO processed_events (event_id, topic, source, payload, "timestamp", batch_id, position)
     SELECT DISTINCT ON (topic, event_id) event_id, topic, source, payload, "timestamp", batch_id, position
     FROM received_events
-    WHERE batch_id = ANY (%(batch_ids)s::uuid[])
+    WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND position BETWEEN %(first)s AND %(last)s
     ORDER BY topic, event_id, batch_id, position
     ON CONFLICT (topic, event_id) DO NOTHING
     RETURNING batch_id, position
@@ -39,60 +40,74 @@ RECORD_OUTCOME = """
 WITH won AS (
     SELECT w.batch_id, unnest(w.positions::int[]) AS position
     FROM unnest(%(won_batch_ids)s::uuid[], %(won_positions)s::text[]) AS w(batch_id, positions)
+), failed AS (
+    SELECT position, error FROM unnest(%(failed_positions)s::int[], %(errors)s::text[]) AS f(position, error)
 ), judged AS MATERIALIZED (
-    SELECT e.batch_id, e.position, e.event_id, e.topic, w.position IS NOT NULL AS first,
+    SELECT e.batch_id, e.position, e.event_id, e.topic, f.error,
+           CASE WHEN w.position IS NOT NULL THEN 'PROCESSED' WHEN f.position IS NOT NULL THEN 'FAILED'
+                ELSE 'DROPPED' END AS action,
            CASE WHEN w.position IS NULL THEN e.payload END AS payload
     FROM received_events e
     LEFT JOIN won w ON w.batch_id = e.batch_id AND w.position = e.position
+    LEFT JOIN failed f ON f.position = e.position
     WHERE e.batch_id = ANY (%(batch_ids)s::uuid[])
 ), dropped AS (
-    SELECT j.batch_id, j.position, j.event_id, j.topic,
+    INSERT INTO dropped_events (event_id, topic, batch_id, position, reason)
+    SELECT j.event_id, j.topic, j.batch_id, j.position,
            CASE WHEN j.payload::text = p.payload::text OR j.payload::jsonb = p.payload::jsonb
-                THEN 'duplicate' ELSE 'conflict' END AS reason
+                THEN 'duplicate' ELSE 'conflict' END
     FROM judged j
     CROSS JOIN LATERAL (
         SELECT stored.payload FROM processed_events stored
         WHERE stored.event_id = j.event_id AND stored.topic = j.topic
         OFFSET 0
     ) AS p
-    WHERE NOT j.first
-), kept AS (
-    INSERT INTO dropped_events (event_id, topic, batch_id, position, reason)
-    SELECT event_id, topic, batch_id, position, reason FROM dropped
+    WHERE j.action = 'DROPPED'
     RETURNING batch_id, position, reason
 ), conflicting AS (
     SELECT batch_id, array_agg(position ORDER BY position) AS positions
-    FROM kept
+    FROM dropped
     WHERE reason = 'conflict'
     GROUP BY batch_id
+), abandoned AS (
+    INSERT INTO failed_events (event_id, topic, batch_id, position, error)
+    SELECT event_id, topic, batch_id, position, error FROM judged WHERE action = 'FAILED'
 ), outcome AS (
-    INSERT INTO facts (batch_id, action, recorded_at, lane, worker_id, event_count, positions, conflicts)
-    SELECT j.batch_id, CASE WHEN j.first THEN 'PROCESSED' ELSE 'DROPPED' END,
-           greatest(clock_timestamp(), q.recorded_at), %(worker_id)s, %(worker_id)s, count(*),
-           CASE WHEN count(*) < q.event_count THEN array_agg(j.position ORDER BY j.position) END,
-           CASE WHEN NOT j.first THEN c.positions END
+    INSERT INTO facts (batch_id, action, recorded_at, lane, worker_id, event_count, positions, conflicts, errors)
+    SELECT j.batch_id, j.action, greatest(clock_timestamp(), q.recorded_at), %(worker_id)s, %(worker_id)s, count(*),
+           CASE WHEN count(*) < q.event_count OR j.action = 'FAILED' THEN array_agg(j.position ORDER BY j.position) END,
+           CASE WHEN j.action = 'DROPPED' THEN c.positions END,
+           CASE WHEN j.action = 'FAILED' THEN array_agg(j.error ORDER BY j.position) END
     FROM judged j
     JOIN facts q ON q.batch_id = j.batch_id AND q.action = 'QUEUED'
     LEFT JOIN conflicting c ON c.batch_id = j.batch_id
-    GROUP BY j.batch_id, j.first, q.recorded_at, q.event_count, c.positions
+    GROUP BY j.batch_id, j.action, q.recorded_at, q.event_count, c.positions
     RETURNING id, batch_id, action, recorded_at
 ), tally AS (
     SELECT o.id, o.batch_id, o.action, o.recorded_at, j.topic, count(*)::int AS event_count
     FROM judged j
-    JOIN outcome o ON o.batch_id = j.batch_id AND o.action = CASE WHEN j.first THEN 'PROCESSED' ELSE 'DROPPED' END
+    JOIN outcome o ON o.batch_id = j.batch_id AND o.action = j.action
     GROUP BY o.id, o.batch_id, o.action, o.recorded_at, j.topic
 ), indexed AS (
     INSERT INTO fact_topics (topic, action, recorded_at, fact_id, batch_id, event_count)
     SELECT topic, action, recorded_at, id, batch_id, event_count FROM tally
 )
-INSERT INTO stats (topic, lane, processed, dropped)
+INSERT INTO stats (topic, lane, processed, dropped, failed)
 SELECT topic, %(worker_id)s, coalesce(sum(event_count) FILTER (WHERE action = 'PROCESSED'), 0),
-       coalesce(sum(event_count) FILTER (WHERE action = 'DROPPED'), 0)
+       coalesce(sum(event_count) FILTER (WHERE action = 'DROPPED'), 0),
+       coalesce(sum(event_count) FILTER (WHERE action = 'FAILED'), 0)
 FROM tally
 GROUP BY topic
 ORDER BY topic
-ON CONFLICT (topic, lane)
-DO UPDATE SET processed = stats.processed + excluded.processed, dropped = stats.dropped + excluded.dropped
+ON CONFLICT (topic, lane) DO UPDATE SET
+    processed = stats.processed + excluded.processed,
+    dropped = stats.dropped + excluded.dropped,
+    failed = stats.failed + excluded.failed
+"""
+
+READ_PAYLOADS = """
+SELECT count(payload::jsonb) FROM received_events
+WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND position BETWEEN %(first)s AND %(last)s
 """
 
 
@@ -103,21 +118,76 @@ def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], work
     projected before, or are no longer there. Raises psycopg.Error, and then nothing has changed.
     """
     with connection.transaction():
-        rows = connection.execute(CLAIM, {"batch_ids": list(batch_ids)}, prepare=True).fetchall()
-        if not rows:
+        claimed = _claim(connection, batch_ids, worker_id)
+        if claimed:
+            everything = {"batch_ids": claimed, "first": 1, "last": RECORD_POSITIONS}
+            won = connection.execute(INSERT_FIRST_SIGHTINGS, everything, prepare=True).fetchall()
+            _record_outcome(connection, claimed, worker_id, won, {})
+    return claimed
+
+
+def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int) -> dict[int, str]:
+    """Projects a batch that PostgreSQL refused as a whole: what it refuses alone becomes FAILED, the rest is stored.
+
+    Gives the errors by position. Raises psycopg.Error, and then nothing has changed.
+    """
+    errors: dict[int, str] = {}
+    with connection.transaction():
+        if _claim(connection, [batch_id], worker_id):
+            size = connection.execute(SIZE, {"batch_id": batch_id}).fetchone()
+            won = _insert_apart(connection, batch_id, 1, size[0] if size else 0, errors)
+            _record_outcome(connection, [batch_id], worker_id, won, errors)
+    return errors
+
+
+SIZE = "SELECT event_count FROM facts WHERE batch_id = %(batch_id)s AND action = 'RECEIVED'"
+
+
+def _insert_apart(
+    connection: psycopg.Connection[Any], batch_id: UUID, first: int, last: int, errors: dict[int, str]
+) -> list[tuple[UUID, str]]:
+    """First sightings among these positions; where they are refused, of each half, down to the one to blame."""
+    span = {"batch_ids": [batch_id], "first": first, "last": last}
+    try:
+        with connection.transaction():  # a savepoint
+            connection.execute(READ_PAYLOADS, span)
+            return connection.execute(INSERT_FIRST_SIGHTINGS, span).fetchall()
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as error:
+        if first == last:
+            errors[first] = str(error).strip()
             return []
-        claimed = {"batch_ids": sorted(row[0] for row in rows)}
-        connection.execute(RECORD_QUEUED, claimed | {"lane": worker_id}, prepare=True)
-        won = connection.execute(INSERT_FIRST_SIGHTINGS, claimed, prepare=True).fetchall()
-        # A statement of its own: only a new snapshot shows the rows that other workers stored meanwhile.
-        connection.execute(
-            RECORD_OUTCOME,
-            claimed
-            | {
-                "worker_id": worker_id,
-                "won_batch_ids": [batch_id for batch_id, _ in won],
-                "won_positions": [positions for _, positions in won],
-            },
-            prepare=True,
-        )
-    return claimed["batch_ids"]
+    middle = (first + last) // 2
+    return [
+        *_insert_apart(connection, batch_id, first, middle, errors),
+        *_insert_apart(connection, batch_id, middle + 1, last, errors),
+    ]
+
+
+def _claim(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], worker_id: int) -> list[UUID]:
+    """Takes the batches out of the outbox, and sees to it that they have their QUEUED fact."""
+    rows = connection.execute(CLAIM, {"batch_ids": list(batch_ids)}, prepare=True).fetchall()
+    claimed = sorted(row[0] for row in rows)
+    if claimed:
+        connection.execute(RECORD_QUEUED, {"batch_ids": claimed, "lane": worker_id}, prepare=True)
+    return claimed
+
+
+def _record_outcome(
+    connection: psycopg.Connection[Any],
+    claimed: list[UUID],
+    worker_id: int,
+    won: list[tuple[UUID, str]],
+    errors: dict[int, str],
+) -> None:
+    """A statement of its own: only a new snapshot shows the rows that other workers stored meanwhile."""
+    parameters = {
+        "batch_ids": claimed,
+        "worker_id": worker_id,
+        "won_batch_ids": [batch_id for batch_id, _ in won],
+        "won_positions": [positions for _, positions in won],
+        "failed_positions": list(errors),
+        "errors": list(errors.values()),
+    }
+    connection.execute(RECORD_OUTCOME, parameters, prepare=True)

@@ -16,7 +16,7 @@ import redis
 
 from chronicle import broker, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway
-from projector.projection import project
+from projector.projection import project, project_apart
 
 MOST_TICKETS = 16
 MOST_EVENTS = 5_000
@@ -27,6 +27,9 @@ OVERDUE_SECONDS = 1.0
 
 SWEEP_SECONDS = 2.0
 """How often a busy worker looks for overdue batches and for tickets that others left."""
+
+MOST_ATTEMPTS = 3
+"""So often a batch is tried as a whole before its events are tried one by one."""
 
 ABANDONED_MILLISECONDS = 30_000
 PAUSE_SECONDS = 0.2
@@ -55,11 +58,15 @@ class Worker:
                 busy = self.run_once()
             except (ChronicleError, psycopg.Error) as error:
                 log.warning("worker waits", worker_id=self.worker_id, error=str(error).strip())
-                self._disconnect()
+                self.reconnect()
                 busy = False
             if not busy:
                 self._stop.wait(PAUSE_SECONDS if self._redis_away or self._connection is None else 0)
-        self._disconnect()
+        self.close()
+
+    def close(self) -> None:
+        """Gives up its connections, and with them its worker_id."""
+        self.reconnect()
         self._redis.close()
 
     def run_once(self) -> bool:
@@ -91,7 +98,8 @@ class Worker:
             self._own_pending = True
         return self._connection
 
-    def _disconnect(self) -> None:
+    def reconnect(self) -> None:
+        """Lets go of PostgreSQL; the next step connects again, perhaps under another worker_id."""
         if self._connection:
             self._connection.close()
         self._connection = None
@@ -127,9 +135,9 @@ class Worker:
     def _read_tickets(self) -> dict[str, UUID]:
         if self._own_pending:
             # A reply that was lost on its way leaves its tickets pending under our name, with no error anywhere.
-            entries = self._read("0")
-            self._own_pending = bool(entries)
-            return entries
+            if entries := self._read("0"):
+                return entries
+            self._own_pending = False
         if time.monotonic() - self._swept > SWEEP_SECONDS:
             _, abandoned, *_ = self._redis.xautoclaim(
                 broker.STREAM, broker.GROUP, self._consumer, ABANDONED_MILLISECONDS, count=MOST_TICKETS
@@ -184,12 +192,19 @@ class Worker:
             with database.ours():
                 project(connection, group, self.worker_id)
         except psycopg.Error as error:
-            if len(group) > 1:
-                for batch_id in group:
-                    self._project(connection, [batch_id])
-            else:
-                log.error("batch not projected", batch_id=str(group[0]), error=str(error).strip())
-                connection.execute(COUNT_ATTEMPT, {"batch_id": group[0]}, prepare=True)
+            if len(group) == 1:
+                self._refused(connection, group[0], error)
+            for batch_id in group if len(group) > 1 else ():
+                self._project(connection, [batch_id])
+
+    def _refused(self, connection: psycopg.Connection[Any], batch_id: UUID, error: psycopg.Error) -> None:
+        """PostgreSQL refused a batch: it is tried again a few times, then event by event."""
+        log.error("batch refused", batch_id=str(batch_id), worker_id=self.worker_id, error=str(error).strip())
+        with database.ours():
+            attempts = database.value(connection, COUNT_ATTEMPT, [batch_id])
+            if attempts and attempts >= MOST_ATTEMPTS:
+                errors = project_apart(connection, batch_id, self.worker_id)
+                log.error("events failed", batch_id=str(batch_id), worker_id=self.worker_id, events=len(errors))
 
 
 OVERDUE = """
@@ -201,7 +216,7 @@ LIMIT 256
 
 SIZES = "SELECT batch_id, event_count FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY received_at"
 
-COUNT_ATTEMPT = "UPDATE outbox SET attempts = attempts + 1 WHERE batch_id = %(batch_id)s"
+COUNT_ATTEMPT = "UPDATE outbox SET attempts = attempts + 1 WHERE batch_id = %s RETURNING attempts"
 
 
 def _named(entries: list[tuple[str, dict[str, str]]]) -> dict[str, UUID]:

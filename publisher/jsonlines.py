@@ -121,8 +121,10 @@ def problem_of(text: bytes) -> str | None:
         _OBJECT.decode(text)
     except UnicodeDecodeError:
         return "not UTF-8"
-    except (msgspec.DecodeError, RecursionError) as error:
-        return f"not a JSON object: {error}"
+    except msgspec.DecodeError:
+        return "not a valid JSON object"
+    except RecursionError:
+        return "nested too deeply"
     return None
 
 

@@ -38,7 +38,7 @@ def animated(console: Console) -> bool:
 
 def summary(tally: Tally) -> Table:
     """The numbers of a run."""
-    table = Table(box=box.SIMPLE, show_header=False, title="published", title_justify="left")
+    table = Table(box=box.SIMPLE, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name in ("sent", "accepted", "failed", "retries"):

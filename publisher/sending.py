@@ -28,7 +28,7 @@ REQUEST_BYTES = 8 * 2**20 - len(HEAD) - len(TAIL)
 """Of events in one request; half of what the service takes as it comes."""
 
 INTERRUPTED = "interrupted"
-GIVEN_UP = "not tried: the service had been given up"
+GIVEN_UP = "not tried to the end: the service had been given up"
 
 Sleep = Callable[[float], Awaitable[None]]
 Advance = Callable[[int], None]
@@ -161,7 +161,7 @@ class Sender:
     def _count_failures(self, answer: Answer) -> None:
         self._failed_in_a_row = self._failed_in_a_row + 1 if answer.temporary else 0
         if self._failed_in_a_row == self._patience:
-            self.tally.stopped = GIVEN_UP
+            self.stop(GIVEN_UP)
 
 
 def last_answer(state: RetryCallState) -> Answer:

@@ -14,7 +14,7 @@ from subprocess import Popen
 from typing import TypeVar
 
 from chronicle import ports, runfile
-from chronicle.privileges import before_exec
+from chronicle.privileges import Account, before_exec
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,8 +44,14 @@ def free_port() -> int:
 
 def is_alive(pid: int) -> bool:
     """Whether the process runs; one that has ended and that nobody has collected yet does not."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(state.strip()) and not state.strip().startswith("Z")
+    state = process_field("stat", pid)
+    return bool(state) and not state.startswith("Z")
+
+
+def process_field(name: str, pid: int) -> str:
+    """What `ps` says about a process; empty where there is none."""
+    command = ["ps", "-ww", "-o", f"{name}=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def own_environment(**more: str) -> dict[str, str]:
@@ -62,15 +68,15 @@ class Stack:
     """`chronicle up` on a home of its own, on a port of its own."""
 
     def __init__(
-        self, home: Path, port: int | None = None, env: dict[str, str] | None = None, *, user: int | None = None
+        self, home: Path, port: int | None = None, env: dict[str, str] | None = None, *, account: Account | None = None
     ) -> None:
-        """`env` is added to the environment; `user` is who runs it (only root may choose)."""
+        """`env` is added to the environment; `account` is who runs it (only root may choose)."""
         self.home = home
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = own_environment(CHRONICLE_HOME=str(home), AGGREGATOR_URL=self.url) | (env or {})
         self.process: Popen[bytes] | None = None
-        self._user = user
+        self._account = account
         self._log = home.with_name(f"{home.name}.log")
 
     def launch(self) -> Popen[bytes]:
@@ -84,11 +90,8 @@ class Stack:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                user=self._user,
-                group=self._user,
-                extra_groups=None if self._user is None else [],
                 start_new_session=True,
-                preexec_fn=None if self._user else before_exec(signal.SIGTERM, None),  # noqa: PLW1509
+                preexec_fn=before_exec(signal.SIGTERM, self._account),  # noqa: PLW1509
             )
         return self.process
 

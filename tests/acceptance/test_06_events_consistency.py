@@ -187,6 +187,28 @@ def test_a_parameter_that_makes_no_sense_is_a_422_that_names_it(api: Api, params
     problem(api.raw("/events", params), 422, ["query", named])
 
 
+def test_a_cursor_that_was_tampered_with_is_never_an_internal_error(api: Api) -> None:
+    topic = fresh()
+    api.publish_settled(topic, *series(topic, 5))
+    for path in ("/events", "/audit"):
+        good = api.get(path, {"topic": topic, "limit": 2})["next_cursor"]
+        for position in range(len(good)):
+            for letter in "A9f_":
+                bad = good[:position] + letter + good[position + 1 :]
+                answer = api.raw(path, {"topic": topic, "cursor": bad})
+                assert answer.status_code in (200, 422), bad
+        problem(api.raw(path, {"cursor": good[:-3]}), 422, ["query", "cursor"])
+
+
+def test_a_cursor_of_another_route_is_refused(api: Api) -> None:
+    topic = fresh()
+    api.publish_settled(topic, *series(topic, 5))
+    of_events = api.events(topic=topic, limit=2)["next_cursor"]
+    of_audit = api.audit(topic=topic, limit=2)["next_cursor"]
+    problem(api.raw("/audit", {"topic": topic, "cursor": of_events}), 422, ["query", "cursor"])
+    problem(api.raw("/events", {"topic": topic, "cursor": of_audit}), 422, ["query", "cursor"])
+
+
 @pytest.mark.parametrize("limit", [1, 10_000])
 def test_the_limits_of_the_limit_are_allowed(api: Api, limit: int) -> None:
     topic = fresh()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx2
 import pytest
 from api import Api, event, fresh, series
 from publisher_runs import begin, end, kept, publish
@@ -188,13 +189,28 @@ def test_one_bad_event_in_a_file_does_not_stop_the_others(api: Api, tmp_path: Pa
     assert [json.loads(line) for line in rest.read_text().splitlines()] == [bad]
 
 
+def received(api: Api) -> int:
+    """How many events were received, or 0 while the API cannot be asked."""
+    try:
+        return api.stats()["received"]
+    except httpx2.TransportError:
+        return 0
+
+
+def restarted(stack: Stack, before: int) -> int:
+    """The process of the API once it is another than `before`, else 0."""
+    now = stack.pids().get("api", before)
+    return 0 if now == before else now
+
+
 def test_the_api_killed_under_the_publisher_costs_nothing(own_stack: Stack, own_api: Api, tmp_path: Path) -> None:
     publisher = begin(own_stack.url, tmp_path, EVENT_COUNT=20_000, DUPLICATE_RATIO=0.3, BATCH_SIZE=100)
-    for wanted in (1_000, 6_000):
-        eventually(lambda wanted=wanted: own_api.stats()["received"] >= wanted, timeout=30)  # type: ignore[misc]
-        before = own_stack.run()["api"]["pid"]
-        os.kill(before, signal.SIGKILL)
-        eventually(lambda before=before: own_stack.run()["api"]["pid"] != before, timeout=10)  # type: ignore[misc]
+    eventually(lambda: own_api.stats()["received"] >= 1_000, timeout=30)
+    first = own_stack.pids()["api"]
+    os.kill(first, signal.SIGKILL)
+    second = eventually(lambda: restarted(own_stack, first))
+    eventually(lambda: received(own_api) >= 6_000, timeout=30)
+    os.kill(second, signal.SIGKILL)
     code, output = end(publisher)
     assert code == 0, output
     stats = own_api.quiet()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import httpx2
 import pytest
 from api import Api, event, fresh, problems
-from servers import Stack, eventually
+from servers import Stack, eventually, free_port
 
 ROUTES = {
     "/publish": "post",
@@ -99,12 +104,69 @@ def test_unknown_query_parameters_do_no_harm(api: Api) -> None:
     assert api.events(topic=topic, colour="blue")["count"] == 1
 
 
-def test_without_a_database_it_is_alive_but_not_ready_and_recovers_by_itself(own_stack: Stack, own_api: Api) -> None:
+@contextmanager
+def service(name: str, stack: Stack, **environment: str) -> Iterator[Api]:
+    """A service in a process of its own beside the stack, with this environment."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chronicle", name, "--port", str(port)],
+        env=stack.environment | environment,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with Api(f"http://127.0.0.1:{port}") as api:
+            eventually(lambda: is_healthy(api), timeout=30)
+            yield api
+    finally:
+        process.terminate()
+        process.wait(timeout=15)
+
+
+def is_healthy(api: Api) -> bool:
+    """Whether it answers /health as the contract says."""
+    try:
+        return bool(api.get("/health") == {"status": "healthy"})
+    except httpx2.TransportError:
+        return False
+
+
+def test_command_and_query_run_apart(own_stack: Stack, own_api: Api) -> None:
+    topic = fresh()
+    with service("command", own_stack) as command, service("query", own_stack) as query:
+        for api in (command, query):
+            eventually(lambda api=api: api.get("/ready") == {"status": "ready"}, timeout=30)  # type: ignore[misc]
+        command.publish(event(topic, "one"))
+        assert query.settled(topic, 1)["processed"] == 1
+        assert query.events(topic=topic) == own_api.events(topic=topic)
+        problems(command.raw("/events"), 404)
+        problems(query.post([event(topic)]), 404)
+
+
+@pytest.mark.parametrize("name", ["command", "query"])
+def test_without_a_database_it_is_alive_and_not_ready(own_stack: Stack, name: str) -> None:
+    nowhere = f"postgresql://chronicle@127.0.0.1:{free_port()}/chronicle"
+    with service(name, own_stack, DATABASE_URL=nowhere) as api:
+        [missing] = problems(api.raw("/ready"), 503)
+        assert "PostgreSQL" in missing["msg"]
+        work = api.post([event(fresh())]) if name == "command" else api.raw("/stats")
+        problems(work, 503)
+        assert int(work.headers["retry-after"]) >= 0
+        assert is_healthy(api)
+
+
+@pytest.mark.parametrize("name", ["command", "query"])
+def test_without_a_schema_it_is_not_ready_and_says_what_to_do(own_stack: Stack, name: str) -> None:
+    empty = own_stack.run()["postgres"]["url"].removesuffix("/chronicle") + "/postgres"
+    with service(name, own_stack, DATABASE_URL=empty) as api:
+        eventually(lambda: "migrate" in problems(api.raw("/ready"), 503)[0]["msg"], timeout=10)
+        assert is_healthy(api)
+
+
+def test_it_recovers_by_itself_when_the_database_was_killed(own_stack: Stack, own_api: Api) -> None:
     topic = fresh()
     own_api.publish_settled(topic, event(topic))
-    os.kill(own_stack.run()["postgres"]["pid"], signal.SIGKILL)
-    eventually(lambda: problems(own_api.raw("/ready"), 503), timeout=10, every=0.005)
+    os.kill(own_stack.pids()["postgres"], signal.SIGKILL)
+    eventually(lambda: own_api.post([event(topic, "after")]).status_code == 200, timeout=30)
+    eventually(lambda: own_api.events(topic=topic)["count"] == 2, timeout=30)
+    assert own_api.get("/ready") == {"status": "ready"}
     assert own_api.get("/health") == {"status": "healthy"}
-    eventually(lambda: own_api.get("/ready") == {"status": "ready"}, timeout=30)
-    eventually(lambda: own_api.post([event(topic)]).status_code == 200, timeout=10)
-    eventually(lambda: own_api.events(topic=topic)["count"] == 2, timeout=10)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from api import Api, event, fresh, ids, moment, problem, problems
 from odd_values import HOSTILE_VALUES, NUMBERS, TEXTS
+from servers import eventually
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
@@ -46,8 +47,8 @@ def test_the_empty_topic_is_a_topic(api: Api) -> None:
     source = fresh("source")
     events = [event("", source=source), event("", source=source)]
     other = event(fresh(), source=source)
-    api.publish_settled("", *events, other)
-    assert api.settled(other["topic"], 1)["processed"] == 1
+    api.publish_settled("", *events)
+    api.publish_settled(other["topic"], other)
     assert api.quiet()["unique_processed"] == before + 3
     page = api.events(topic="", source=source)
     assert page["count"] == 2
@@ -139,6 +140,18 @@ def test_a_payload_that_cannot_be_stored_is_refused(api: Api, value: str) -> Non
 @pytest.mark.parametrize("name", ["nul", "lone high surrogate", "huge exponent"])
 def test_a_payload_that_is_json_but_cannot_be_stored_is_named(api: Api, name: str) -> None:
     refused(api, raw(payload=f'{{"a": [1, {{"b": {HOSTILE_VALUES[name]}}}]}}'), "payload")
+
+
+def test_what_cannot_be_stored_never_holds_up_what_can(api: Api) -> None:
+    topic = fresh()
+    hidden = raw(topic=json.dumps(topic), event_id='"same"', payload=r'{"a": "\u0000", "a": 1}')
+    good = raw(topic=json.dumps(topic), event_id='"same"', payload='{"a": 2}')
+    for body in (hidden, good):
+        api.post_body(f'{{"events": [{body}]}}'.encode())
+    other = fresh()
+    assert api.publish_settled(other, event(other))["processed"] == 1
+    assert eventually(lambda: api.counters(topic), timeout=5)["processed"] == 1
+    assert api.quiet()["in_flight"] == 0
 
 
 @pytest.mark.parametrize("key", [r'"a\u0000b"', r'"\ud800"'], ids=["nul", "lone surrogate"])

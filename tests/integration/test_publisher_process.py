@@ -42,10 +42,10 @@ def test_an_interrupted_run_keeps_what_was_not_accepted(tmp_path: Path, number: 
         publisher.send_signal(number)
         output, _ = publisher.communicate(timeout=DEADLINE)
     assert publisher.returncode == code
-    accepted = {text.encode() for text in service.accepted}
-    assert len(accepted) == 50
-    assert sorted(kept_in(tmp_path)) == sorted(set(LINES) - accepted)
-    assert b"950" in output
+    kept = set(kept_in(tmp_path))
+    assert len(service.accepted) == 50
+    assert kept | {text.encode() for text in service.accepted} == set(LINES)
+    assert len(kept) <= 950 + 3 * 5, "an answer that was still on its way leaves its outcome unknown; no other does"
     assert b"interrupted" in output
 
 
@@ -62,17 +62,22 @@ def test_a_live_pipe_is_published_as_it_comes_and_an_interrupt_ends_the_wait_for
         publisher.send_signal(signal.SIGINT)
         assert publisher.wait(timeout=DEADLINE) == 130
         publisher.communicate()
-    assert not kept_in(tmp_path)
+    assert set(kept_in(tmp_path)) <= {b'{"id": 3}'}, "its answer may not have been there yet, nothing else may be kept"
 
 
 def test_standard_input_is_read_to_its_end(tmp_path: Path) -> None:
     with running() as service:
-        done = subprocess.run(
-            command(service, "-"), cwd=tmp_path, input=b"\n".join(LINES), capture_output=True, timeout=DEADLINE
+        publisher = subprocess.Popen(
+            command(service, "-"),
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-    assert (done.returncode, done.stderr) == (0, b"")
+        output, errors = publisher.communicate(b"\n".join(LINES), timeout=DEADLINE)
+    assert (publisher.returncode, errors) == (0, b"")
     assert sorted(text.encode() for text in service.accepted) == sorted(LINES)
-    assert b"\x1b" not in done.stdout
+    assert b"\x1b" not in output
 
 
 @pytest.mark.parametrize("quiet", [{}, {"NO_COLOR": "1"}, {"CI": "true"}])

@@ -247,7 +247,6 @@ def test_reasons_stay_few_however_many_there_are() -> None:
         "http://localhost:99999",
         "http://localhost:x",
         "http://a..b",
-        "http://nothing.invalid",
     ],
 )
 async def test_a_wrong_url_is_one_line(url: str) -> None:

@@ -1,0 +1,288 @@
+"""`chronicle up`: one command that runs all of it, heals it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from servers import ROOT, Stack, eventually, free_port, is_alive, process_field
+
+from chronicle import ports, runfile
+from chronicle.privileges import CAP_DAC_READ_SEARCH, Account
+
+MakeStack = Callable[..., Stack]
+STOP_SECONDS = 10.0
+PARTS = ["supervisor", "postgres", "broker", "api", "projector"]
+
+pytestmark = pytest.mark.skipif("CHRONICLE_TEST_URL" in os.environ, reason="these tests start systems of their own")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where a home will be; it is not there yet."""
+    return tmp_path / "my home"
+
+
+@pytest.fixture
+def make_stack(home: Path) -> Iterator[MakeStack]:
+    """Makes stacks on `home`, which are stopped after the test."""
+    made: list[Stack] = []
+
+    def make(**options: object) -> Stack:
+        made.append(Stack(**({"home": home} | options)))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for stack in made:
+        stack.close()
+
+
+@pytest.fixture
+def stack(make_stack: MakeStack) -> Stack:
+    """A system that runs."""
+    stack = make_stack()
+    stack.start()
+    return stack
+
+
+def publish(stack: Stack, event_id: str) -> None:
+    moment = "2025-01-01T00:00:00Z"
+    event = {"event_id": event_id, "topic": "t", "source": "s", "payload": {}, "timestamp": moment}
+    connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)
+    connection.request("POST", "/publish", json.dumps({"events": [event]}), {"Content-Type": "application/json"})
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def processed(stack: Stack) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)
+    connection.request("GET", "/stats")
+    count: int = json.loads(connection.getresponse().read())["unique_processed"]
+    connection.close()
+    return count
+
+
+def kill_api(stack: Stack) -> None:
+    pid = eventually(lambda: stack.pids().get("api", 0))
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not is_alive(pid))
+
+
+def end_of(stack: Stack, timeout: float = 30) -> int:
+    assert stack.process
+    return stack.process.wait(timeout)
+
+
+def left(stack: Stack) -> str:
+    """Every process that has the home in its command line or its environment."""
+    listing = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True, text=True, check=True).stdout
+    mine = [line for line in listing.splitlines() if str(stack.home) in line and int(line.split()[0]) != os.getpid()]
+    return "\n".join(mine)
+
+
+def test_it_says_where_everything_is(stack: Stack) -> None:
+    log = eventually(lambda: stack.log() if "Ctrl-C" in stack.log() else "")
+    postgres = stack.run()["postgres"]["url"]
+    for expected in (stack.url, f"{stack.url}/docs", f'psql "{postgres}"', str(stack.home), "chronicle publish"):
+        assert expected in log
+
+
+def test_run_json_tells_the_truth(stack: Stack) -> None:
+    parts = stack.run()
+    assert list(parts) == PARTS
+    assert parts["supervisor"] == {"pid": stack.process and stack.process.pid}
+    assert parts["api"]["url"] == stack.url
+    assert parts["postgres"]["url"].startswith("postgresql://chronicle:")
+    assert parts["broker"]["url"].startswith("redis://:")
+    for name, words in {"api": "chronicle api", "projector": "chronicle projector", "postgres": "bin/postgres"}.items():
+        assert words in process_field("args", parts[name]["pid"])
+    assert runfile.path(stack.home).stat().st_mode & 0o077 == 0
+
+
+def test_a_second_one_on_the_same_home_is_refused(stack: Stack, make_stack: MakeStack) -> None:
+    second = make_stack()
+    second.launch()
+    assert end_of(second) == 1
+    assert f"(pid {stack.pids()['supervisor']}, its API is {stack.url})" in second.log()
+    assert stack.is_ready()
+
+
+def test_a_taken_port_is_said_at_once_and_nothing_is_left(make_stack: MakeStack) -> None:
+    port = free_port()
+    with ports.listen("127.0.0.1", port):
+        stack = make_stack(port=port)
+        stack.launch()
+        assert end_of(stack) == 1
+    assert f"port {port} on 127.0.0.1 is taken; choose another with: make run ARGS='--port {port + 1}'" in stack.log()
+    assert "Traceback" not in stack.log()
+    assert not (stack.home / "postgres").exists()
+    assert stack.run() == {}
+
+
+@pytest.mark.parametrize("name", ["api", "projector", "broker", "postgres"])
+def test_a_child_that_is_killed_is_started_again(stack: Stack, name: str) -> None:
+    publish(stack, "before")
+    before = stack.run()
+    os.kill(before[name]["pid"], signal.SIGKILL)
+    # Not refused, not even while the API is away: the connection waits.
+    eventually(lambda: stack.pids().get(name, before[name]["pid"]) != before[name]["pid"])
+    eventually(stack.is_ready)
+    publish(stack, "after")
+    eventually(lambda: processed(stack) == 2, timeout=20)
+    after = stack.run()
+    assert {part: after[part].get("url") for part in PARTS} == {part: before[part].get("url") for part in PARTS}
+    assert {part for part in PARTS if after[part]["pid"] != before[part]["pid"]} == {name}
+    assert "child ended" in stack.log()
+
+
+def test_a_client_is_not_refused_while_the_api_starts_again(stack: Stack) -> None:
+    for _ in range(3):
+        kill_api(stack)
+        assert stack.is_ready()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_all_in_order_and_leaves_nothing(stack: Stack, number: signal.Signals) -> None:
+    publish(stack, "kept")
+    assert stack.process
+    stack.process.send_signal(number)
+    assert end_of(stack, STOP_SECONDS) == 0
+    assert left(stack) == ""
+    assert not runfile.path(stack.home).exists()
+    assert "Traceback" not in stack.log()
+    assert "database system is shut down" in (stack.home / "logs" / "postgres.log").read_text()
+    stack.start()
+    eventually(lambda: processed(stack) == 1)
+
+
+def test_it_stops_in_time_when_every_child_is_frozen(stack: Stack) -> None:
+    pids = stack.pids()
+    for name in PARTS[1:]:
+        os.kill(pids[name], signal.SIGSTOP)
+    assert stack.stop(STOP_SECONDS) == 0
+    assert left(stack) == ""
+
+
+def test_it_stops_in_time_with_clients_that_hold_on(stack: Stack) -> None:
+    waiting = http.client.HTTPConnection("127.0.0.1", stack.port)
+    waiting.putrequest("POST", "/publish")
+    waiting.putheader("Content-Length", "1000")
+    waiting.endheaders()  # and never a body
+    program = "import psycopg, sys; psycopg.connect(sys.argv[1]).execute('SELECT pg_sleep(60)')"
+    command = [sys.executable, "-c", program, stack.run()["postgres"]["url"]]
+    psql = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    assert stack.stop(STOP_SECONDS) == 0
+    assert psql.wait() != 0
+    waiting.close()
+    assert left(stack) == ""
+
+
+def test_asking_twice_does_not_break_the_stop(stack: Stack) -> None:
+    assert stack.process
+    for _ in range(20):
+        stack.process.send_signal(signal.SIGINT)
+    assert end_of(stack, STOP_SECONDS) == 0
+    assert left(stack) == ""
+    assert "Traceback" not in stack.log()
+
+
+@pytest.mark.parametrize("until", ["lock", "postgres.new", "postgres/postmaster.pid", "logs/migrate.log", "run.json"])
+def test_a_signal_during_the_start_stops_what_had_started(make_stack: MakeStack, until: str) -> None:
+    stack = make_stack()
+    stack.launch()
+    eventually((stack.home / until).exists, every=0.001)
+    # A moment in which the handlers are not there yet remains before anything has been started.
+    assert stack.stop(STOP_SECONDS) in ({0, -signal.SIGTERM} if until == "lock" else {0})
+    assert left(stack) == ""
+    assert stack.run() == {}
+    stack.start()
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(make_stack: MakeStack) -> None:
+    stack = make_stack(env={"DATABASE_URL": f"postgresql://x@127.0.0.1:{free_port()}/x"})
+    stack.launch()
+    assert end_of(stack) == 1
+    assert "cannot migrate: connection failed" in stack.log()
+    assert "Traceback" not in stack.log()
+    assert left(stack) == ""
+    assert stack.run() == {}
+
+
+@on_linux
+def test_after_kill_9_of_the_supervisor_the_next_one_goes_on(stack: Stack) -> None:
+    publish(stack, "kept")
+    pids = stack.pids()
+    os.kill(pids["projector"], signal.SIGSTOP)  # it cannot hear that its parent died
+    os.kill(pids["supervisor"], signal.SIGKILL)
+    end_of(stack)
+    stack.start()
+    assert not any(is_alive(pid) for pid in pids.values())
+    eventually(lambda: processed(stack) == 1, timeout=20)
+
+
+def test_after_kill_9_of_everything_the_next_one_goes_on(stack: Stack) -> None:
+    for number in range(3):
+        publish(stack, f"kept-{number}")
+        stack.kill()
+        stack.start()
+    eventually(lambda: processed(stack) == 3, timeout=20)
+
+
+def test_with_both_urls_set_it_starts_no_server(make_stack: MakeStack, postgres_url: str, redis_url: str) -> None:
+    stack = make_stack(env={"DATABASE_URL": postgres_url, "REDIS_URL": redis_url})
+    stack.start()
+    assert stack.run()["postgres"] == {"url": postgres_url}
+    assert stack.run()["broker"] == {"url": redis_url}
+    assert not (stack.home / "postgres").exists()
+    assert postgres_url not in stack.log()
+    publish(stack, "elsewhere")
+    eventually(lambda: processed(stack) == 1)
+    assert stack.stop() == 0
+
+
+def test_nobody_reading_the_output_is_no_reason_to_stop(home: Path) -> None:
+    stack = Stack(home)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "chronicle", "up", "--port", str(stack.port)]
+    with subprocess.Popen(command, cwd=ROOT, env=stack.environment, stdout=writer, stderr=writer) as process:
+        os.close(writer)
+        eventually(stack.is_ready, timeout=60)
+        eventually(lambda: stack.pids().get("projector"))
+        process.terminate()
+        assert process.wait(STOP_SECONDS) == 0
+    assert left(stack) == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_an_ordinary_user_can_run_it(make_stack: MakeStack) -> None:
+    nobody = pwd.getpwnam("nobody")
+    # The capability is for this checkout and its interpreter, which may be in a folder that is root's alone.
+    account = Account(nobody.pw_uid, nobody.pw_gid, CAP_DAC_READ_SEARCH if sys.platform == "linux" else None)
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)
+    home = place / "home"
+    home.mkdir()
+    os.chown(home, account.uid, account.gid)
+    try:
+        stack = make_stack(home=home, account=account)
+        stack.start()
+        publish(stack, "mine")
+        assert {process_field("uid", pid) for pid in stack.pids().values()} == {str(account.uid)}
+        began = time.monotonic()
+        assert stack.stop() == 0
+        assert time.monotonic() - began < STOP_SECONDS
+    finally:
+        shutil.rmtree(place)

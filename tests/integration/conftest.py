@@ -1,0 +1,111 @@
+"""A migrated database and an empty queue for each test, and short ways to publish, project and read."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from chronicle import broker, database
+from chronicle.events import Events, decode
+from chronicle.ledger import new_batch_id
+from command.receive import Writer
+from projector.worker import Worker
+
+
+def other_database(url: str, name: str) -> str:
+    """The URL of another database of the same server."""
+    parts = conninfo_to_dict(url)
+    return f"postgresql://{parts['user']}:{parts['password']}@{parts['host']}:{parts['port']}/{name}"
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str) -> str:
+    """The name of a migrated database that nobody is connected to."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE migrated")
+    database.migrate(other_database(postgres_url, "migrated"))
+    return "migrated"
+
+
+@pytest.fixture
+def empty_url(postgres_url: str) -> Iterator[str]:
+    """A database with no tables."""
+    yield from _database(postgres_url, "template1")
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template: str) -> Iterator[str]:
+    """A migrated database of this test's own."""
+    yield from _database(postgres_url, template)
+
+
+def _database(postgres_url: str, source: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+        yield other_database(postgres_url, name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def queue(redis_url: str) -> Iterator[str]:
+    """The URL of an empty Valkey."""
+    client = broker.connect(redis_url)
+    client.flushall()
+    yield redis_url
+    client.close()
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection for looking, and for breaking things."""
+    with database.connect(database_url, "test") as connection:
+        yield connection
+
+
+@pytest.fixture
+def worker(database_url: str, queue: str) -> Iterator[Worker]:
+    """A worker that a test drives step by step."""
+    worker = Worker(database_url, queue, threading.Event())
+    yield worker
+    worker.close()
+
+
+def event(event_id: str, topic: str = "t", **other: Any) -> dict[str, Any]:
+    """An event as a publisher would send it."""
+    return {
+        "event_id": event_id,
+        "topic": topic,
+        "source": "test",
+        "payload": {"message": event_id},
+        "timestamp": "2025-01-01T00:00:00Z",
+    } | other
+
+
+def columns(*events: dict[str, Any]) -> Events:
+    """The events as the command side holds them once they are checked."""
+    return decode(json.dumps({"events": events}).encode(), 10_000)
+
+
+async def receive(url: str, *batches: Sequence[dict[str, Any]]) -> list[uuid.UUID]:
+    """Records each batch as received; its id."""
+    writer = await Writer.open(url)
+    ids = []
+    for events in batches:
+        ids.append(new_batch_id())
+        await writer.record_received(ids[-1], columns(*events))
+    await writer.close()
+    return ids
+
+
+def actions(connection: psycopg.Connection[Any]) -> list[tuple[str, str, str | None]]:
+    """What the audit log says: event_id, action and reason, in order."""
+    rows = connection.execute("SELECT event_id, action, reason FROM audit_log ORDER BY created_at, id").fetchall()
+    return [tuple(row) for row in rows]

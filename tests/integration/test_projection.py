@@ -1,0 +1,169 @@
+"""project: exactly once per (topic, event_id), whatever comes twice, late, at once or in another order."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+import psycopg
+from conftest import actions, event, receive
+
+from chronicle import database
+from projector.projection import project, project_apart
+
+
+async def test_the_first_sighting_is_stored_and_later_ones_are_dropped(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    same, other = event("a"), event("a", payload={"message": "other"})
+    [batch_id] = await receive(database_url, [event("a"), event("b"), same, other, event("a", topic="u")])
+    assert project(db, [batch_id], 0) == [batch_id]
+    assert db.execute("SELECT topic, event_id, position FROM processed_events ORDER BY position").fetchall() == [
+        ("t", "a", 1),
+        ("t", "b", 2),
+        ("u", "a", 5),
+    ]
+    assert db.execute("SELECT event_id, position, reason FROM dropped_events ORDER BY position").fetchall() == [
+        ("a", 3, "duplicate"),
+        ("a", 4, "conflict"),
+    ]
+    assert db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+
+
+async def test_payloads_are_compared_by_what_they_mean(database_url: str, db: psycopg.Connection[Any]) -> None:
+    first, turned = event("a", payload={"x": 1, "y": [2]}), event("a", payload={"y": [2.0], "x": 1.0})
+    batches = await receive(database_url, [first], [turned], [event("a", payload={"x": 1, "y": [2, 3]})])
+    for batch_id in batches:
+        project(db, [batch_id], 0)
+    reasons = db.execute("SELECT reason FROM dropped_events ORDER BY batch_id").fetchall()
+    assert reasons == [("duplicate",), ("conflict",)]
+
+
+async def test_every_event_has_each_fact_once_and_in_order_of_time(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    batch_ids = await receive(database_url, [event("a"), event("b")], [event("b"), event("c")])
+    project(db, batch_ids, 3)
+    assert sorted(actions(db)) == sorted(
+        [(e, a, None) for e in "abbc" for a in ("RECEIVED", "QUEUED")]
+        + [(e, "PROCESSED", None) for e in "abc"]
+        + [("b", "DROPPED", "duplicate")]
+    )
+    per_sighting = db.execute(
+        "SELECT array_agg(action ORDER BY created_at, id), bool_and(worker_id IS NOT DISTINCT FROM "
+        "CASE WHEN action IN ('PROCESSED', 'DROPPED') THEN 3 END) FROM audit_log GROUP BY batch_id, position"
+    ).fetchall()
+    assert all(row[0][:2] == ["RECEIVED", "QUEUED"] and row[1] for row in per_sighting)
+
+
+async def test_a_batch_is_projected_once_however_often_it_is_named(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    [batch_id] = await receive(database_url, [event("a")])
+    assert project(db, [batch_id, batch_id], 0) == [batch_id]
+    assert project(db, [batch_id], 1) == []
+    assert db.execute("SELECT sum(processed), sum(dropped), sum(queued) FROM stats").fetchone() == (1, 0, 1)
+
+
+async def test_counters_add_up_by_topic_and_worker(database_url: str, db: psycopg.Connection[Any]) -> None:
+    batch_ids = await receive(database_url, [event("a"), event("a")], [event("a"), event("b", topic="u")])
+    project(db, batch_ids[:1], 0)
+    project(db, batch_ids[1:], 1)
+    rows = db.execute("SELECT topic, lane, processed, dropped FROM stats WHERE lane >= 0 ORDER BY 1, 2").fetchall()
+    assert rows == [("t", 0, 1, 1), ("t", 1, 0, 1), ("u", 1, 1, 0)]
+
+
+async def test_workers_at_once_store_each_event_once_and_never_deadlock(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    keys = [f"k{n}" for n in range(300)]
+    batches = [[event(key, payload={"from": n % 3}) for key in random.sample(keys, 300)] for n in range(40)]
+    batch_ids = await receive(database_url, *batches)
+    failures: list[Exception] = []
+
+    def work(worker_id: int) -> None:
+        mine = random.Random(worker_id).sample(batch_ids, len(batch_ids))
+        try:
+            with database.connect(database_url, "test") as connection:
+                for start in range(0, len(mine), 4):
+                    project(connection, mine[start : start + 4], worker_id)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert db.execute("SELECT count(*) FROM processed_events").fetchone() == (300,)
+    assert db.execute("SELECT count(*) FROM dropped_events").fetchone() == (300 * 39,)
+    assert db.execute("SELECT sum(processed), sum(dropped) FROM stats").fetchone() == (300, 300 * 39)
+    deadlocks = db.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
+    assert deadlocks == (0,)
+
+
+async def test_a_loser_sees_what_the_winner_stored_after_it_began(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    """The winner commits while the loser waits for its key: invisible to the loser's first statement."""
+    winner, loser = await receive(database_url, [event("a")], [event("a", payload={"message": "other"})])
+    done = threading.Event()
+
+    def lose() -> None:
+        with database.connect(database_url, "loser") as connection:
+            project(connection, [loser], 1)
+        done.set()
+
+    with db.transaction():
+        project(db, [winner], 0)
+        thread = threading.Thread(target=lose)
+        thread.start()
+        with database.connect(database_url, "looking") as looking:
+            while database.value(looking, WAITING_LOSERS) == 0:
+                assert not done.is_set()
+    thread.join()
+    assert db.execute("SELECT reason FROM dropped_events").fetchall() == [("conflict",)]
+
+
+WAITING_LOSERS = """
+SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chronicle-loser' AND wait_event_type = 'Lock'
+"""
+
+POISON = """
+CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.event_id LIKE 'poison%' THEN
+        RAISE EXCEPTION 'refused: %', NEW.event_id USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER poison BEFORE INSERT ON processed_events FOR EACH ROW EXECUTE FUNCTION poison()
+"""
+
+
+async def test_what_postgresql_refuses_fails_alone(database_url: str, db: psycopg.Connection[Any]) -> None:
+    db.execute(POISON)
+    events = [event("a"), event("poison-1"), event("b"), event("a"), event("poison-2", topic="u"), event("c")]
+    [batch_id] = await receive(database_url, events)
+    errors = project_apart(db, batch_id, 0)
+    assert sorted(errors) == [2, 5]
+    assert db.execute("SELECT event_id FROM processed_events ORDER BY 1").fetchall() == [("a",), ("b",), ("c",)]
+    failed = db.execute(
+        "SELECT event_id, position, error LIKE 'refused: poison%' FROM failed_events ORDER BY 1"
+    ).fetchall()
+    assert failed == [("poison-1", 2, True), ("poison-2", 5, True)]
+    outcomes = db.execute(
+        "SELECT event_id, action, reason FROM audit_log WHERE worker_id = 0 ORDER BY position"
+    ).fetchall()
+    assert [row[:2] for row in outcomes] == [
+        ("a", "PROCESSED"),
+        ("poison-1", "FAILED"),
+        ("b", "PROCESSED"),
+        ("a", "DROPPED"),
+        ("poison-2", "FAILED"),
+        ("c", "PROCESSED"),
+    ]
+    assert outcomes[1][2].startswith("refused: poison-1")
+    assert db.execute("SELECT sum(processed), sum(dropped), sum(failed) FROM stats").fetchone() == (3, 1, 2)

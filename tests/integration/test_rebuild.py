@@ -1,0 +1,113 @@
+"""rebuild replays the ledger's decisions; reset empties everything; both while others write."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import event, receive
+
+from chronicle import broker, database, rebuild, verify
+from chronicle.errors import ChronicleError
+from chronicle.replay import COLUMNS
+from chronicle.tables import READ_MODELS
+from projector.projection import project, project_apart
+
+
+def read_models(db: psycopg.Connection[Any]) -> dict[str, list[Any]]:
+    """Every row of every read model, as text."""
+    return {
+        table: db.execute(f"SELECT r::text FROM (SELECT {COLUMNS[table]} FROM {table}) AS r ORDER BY 1").fetchall()
+        for table in READ_MODELS
+    }
+
+
+async def fill(url: str, db: psycopg.Connection[Any]) -> None:
+    """Duplicates, conflicts, a failed event, a batch in flight; projected in another order than received."""
+    db.execute("ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id <> 'poison')")
+    batches = [
+        [event(f"k{random.randrange(30)}", topic=f"t{random.randrange(3)}", payload={"n": random.randrange(2)})]
+        * random.randrange(1, 4)
+        for _ in range(40)
+    ]
+    *batch_ids, poison, _ = await receive(url, *batches, [event("x"), event("poison")], [event("in flight")])
+    random.shuffle(batch_ids)
+    for number, batch_id in enumerate(batch_ids):
+        project(db, [batch_id], number % 3)
+    project_apart(db, poison, 1)
+    db.execute("ALTER TABLE processed_events DROP CONSTRAINT poison")
+
+
+async def test_a_rebuild_gives_back_the_same_read_models(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await fill(database_url, db)
+    before = read_models(db)
+    assert all(before.values())
+    for table in READ_MODELS:
+        db.execute(f"DELETE FROM {table}")
+    rebuild.rebuild(database_url)
+    assert read_models(db) == before
+
+
+async def test_after_a_rebuild_the_schema_is_the_same(database_url: str, db: psycopg.Connection[Any]) -> None:
+    names = """
+        SELECT c.relname, obj_description(c.oid), c.reloptions::text FROM pg_class c
+        WHERE relnamespace = 'public'::regnamespace ORDER BY 1
+    """
+    before = db.execute(names).fetchall()
+    rebuild.rebuild(database_url)
+    assert db.execute(names).fetchall() == before
+    assert database.value(db, "SELECT to_regnamespace('rebuild')") is None
+
+
+async def test_a_rebuild_while_workers_project_loses_nothing(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await fill(database_url, db)
+    stop = threading.Event()
+    batch_ids = await receive(database_url, *[[event(f"n{n}"), event(f"k{n % 40}", topic="t0")] for n in range(400)])
+
+    def work() -> None:
+        with database.connect(database_url, "worker") as connection:
+            while batch_ids and not stop.is_set():
+                project(connection, [batch_ids.pop()], 7)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(2):
+        rebuild.rebuild(database_url)
+    stop.set()
+    thread.join()
+    assert [name for _, name, violations in verify.run(database_url) if violations] == []
+
+
+async def test_what_an_interrupted_rebuild_left_is_in_nobodys_way(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    await fill(database_url, db)
+    before = read_models(db)
+    db.execute("CREATE SCHEMA rebuild; CREATE TABLE rebuild.stats (left_over int)")
+    rebuild.rebuild(database_url)
+    assert read_models(db) == before
+
+
+async def test_a_second_rebuild_at_the_same_time_is_refused(database_url: str, db: psycopg.Connection[Any]) -> None:
+    db.execute("SELECT pg_advisory_lock(%s)", [rebuild.REBUILD_LOCK])
+    with pytest.raises(ChronicleError, match="another rebuild"):
+        rebuild.rebuild(database_url)
+
+
+async def test_a_reset_empties_everything_and_the_next_event_is_the_first(
+    database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    await fill(database_url, db)
+    client = broker.connect(queue)
+    client.xadd(broker.STREAM, {broker.FIELD: "x"})
+    rebuild.reset(database_url, queue)
+    assert not client.exists(broker.STREAM)
+    client.close()
+    for table in (*READ_MODELS, "facts", "outbox"):
+        assert database.value(db, f"SELECT count(*) FROM {table}") == 0, table
+    project(db, await receive(database_url, [event("k1")]), 0)
+    assert database.value(db, "SELECT sum(processed) FROM stats") == 1
+    assert [name for _, name, violations in verify.run(database_url) if violations] == []

@@ -1,0 +1,140 @@
+"""receive: durable before the answer, several requests in one commit, nothing doubled when a commit is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from conftest import columns, event, receive
+
+from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded
+from chronicle.events import Events
+from chronicle.ledger import new_batch_id
+from chronicle.settings import Settings
+from command.receive import Receiver, Writer
+
+Publish = Callable[..., Awaitable[None]]
+
+
+@asynccontextmanager
+async def receiving(url: str, **settings: Any) -> AsyncIterator[tuple[Receiver, list[UUID]]]:
+    committed: list[UUID] = []
+    receiver = Receiver(url, Settings(**settings), committed.append)
+    task = asyncio.create_task(receiver.run())
+    try:
+        yield receiver, committed
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_was_answered_is_in_the_ledger_outbox_and_counters(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    async with receiving(database_url) as (receiver, committed):
+        await receiver.receive(columns(event("a"), event("b", topic="u", payload={"n": 1e300})), 100)
+        stored = db.execute("SELECT batch_id, event_id, topic, payload::text FROM received_events").fetchall()
+        assert stored == [
+            (committed[0], "a", "t", '{"message": "a"}'),
+            (committed[0], "b", "u", '{"n": 1e+300}'),
+        ]
+        assert db.execute("SELECT batch_id, event_count FROM outbox").fetchall() == [(committed[0], 2)]
+        counters = db.execute("SELECT topic, received, queued, processed FROM stats ORDER BY topic").fetchall()
+        assert counters == [("t", 1, 0, 0), ("u", 1, 0, 0)]
+
+
+async def test_the_commit_is_synchronous(database_url: str) -> None:
+    writer = await Writer.open(database_url)
+    row = await (await writer.connection.execute("SHOW synchronous_commit")).fetchone()
+    await writer.close()
+    assert row == ("on",)
+
+
+async def test_requests_that_wait_are_committed_together(database_url: str, db: psycopg.Connection[Any]) -> None:
+    async with receiving(database_url) as (receiver, committed):
+        await receiver.receive(columns(event("first")), 1)
+        db.execute("BEGIN")
+        db.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
+        waiting = [asyncio.create_task(receiver.receive(columns(event(f"e{n}")), 1)) for n in range(50)]
+        await asyncio.sleep(0)
+        db.execute("COMMIT")
+        await asyncio.gather(*waiting)
+    assert db.execute("SELECT count(*) FROM received_events").fetchone() == (51,)
+    assert len(committed) <= 4
+
+
+async def test_a_batch_stays_within_the_bound_of_a_request(database_url: str, db: psycopg.Connection[Any]) -> None:
+    async with receiving(database_url, chronicle_max_events=3) as (receiver, _):
+        await asyncio.gather(*[receiver.receive(columns(event(f"{n}a"), event(f"{n}b")), 1) for n in range(10)])
+    assert db.execute("SELECT max(event_count), sum(event_count) FROM outbox").fetchone() == (2, 20)
+
+
+async def test_a_commit_that_is_tried_again_changes_nothing(database_url: str, db: psycopg.Connection[Any]) -> None:
+    writer, batch_id = await Writer.open(database_url), new_batch_id()
+    for _ in range(3):
+        await writer.record_received(batch_id, columns(event("a")))
+    await writer.close()
+    assert db.execute("SELECT count(*) FROM facts").fetchone() == (1,)
+    assert db.execute("SELECT received FROM stats").fetchone() == (1,)
+
+
+async def test_a_connection_that_is_cut_is_not_an_error(database_url: str, db: psycopg.Connection[Any]) -> None:
+    async with receiving(database_url) as (receiver, _):
+        for n in range(5):
+            await receiver.receive(columns(event(f"e{n}")), 1)
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name = 'chronicle-command'"
+            )
+    assert db.execute("SELECT event_id FROM received_events ORDER BY 1").fetchall() == [(f"e{n}",) for n in range(5)]
+
+
+async def test_a_value_that_postgresql_refuses_refuses_its_own_request_alone(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    bad = Events(["nul\0"], ["t"], ["s"], [b"{}"], [0])
+    async with receiving(database_url) as (receiver, _):
+        answers = await asyncio.gather(
+            receiver.receive(columns(event("a")), 1),
+            receiver.receive(bad, 1),
+            receiver.receive(columns(event("b")), 1),
+            return_exceptions=True,
+        )
+    assert [type(answer) for answer in answers] == [type(None), InvalidRequest, type(None)]
+    assert db.execute("SELECT event_id FROM received_events ORDER BY 1").fetchall() == [("a",), ("b",)]
+
+
+async def test_too_much_in_flight_is_refused(database_url: str) -> None:
+    async with receiving(database_url, chronicle_max_in_flight=10) as (receiver, _):
+        receiver.set_in_flight(9)
+        await receiver.receive(columns(event("a")), 1)
+        with pytest.raises(Overloaded, match="in flight"):
+            await receiver.receive(columns(event("b"), event("c")), 1)
+
+
+async def test_too_many_waiting_bytes_are_refused(database_url: str) -> None:
+    async with receiving(database_url, chronicle_max_waiting_bytes=2000) as (receiver, _):
+        first = asyncio.create_task(receiver.receive(columns(event("a")), 1500))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="bytes"):
+            await receiver.receive(columns(event("b")), 1500)
+        await first
+
+
+async def test_without_postgresql_a_request_fails_in_bounded_time() -> None:
+    async with receiving("postgresql://nobody@127.0.0.1:1/none") as (receiver, _):
+        with pytest.raises(DatabaseAway):
+            await receiver.receive(columns(event("a")), 1)
+
+
+async def test_command_processes_take_lanes_of_their_own(database_url: str) -> None:
+    writers = [await Writer.open(database_url) for _ in range(3)]
+    assert sorted(writer.lane for writer in writers) == [-3, -2, -1]
+    for writer in writers:
+        await writer.close()
+    assert await receive(database_url, [event("a")])

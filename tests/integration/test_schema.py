@@ -1,0 +1,117 @@
+"""The schema: migrations and table metadata say the same, several migrate at once, the ledger is append-only."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy
+from conftest import event, receive
+from psycopg import errors as pg
+
+from chronicle import database, ledger, tables
+from chronicle.errors import DatabaseAway, SchemaBehind
+from command import receive as receiving
+from command import watch
+from projector import projection, worker
+
+CATALOG = {
+    "columns": """
+        SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text,
+               coll.collname, pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum), c.reloptions::text,
+               obj_description(c.oid)
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+        LEFT JOIN pg_collation coll ON coll.oid = a.attcollation
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND c.relname <> 'alembic_version'
+        ORDER BY 1, 2""",
+    "constraints": """
+        SELECT conname, contype::text, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace AND conname NOT LIKE 'alembic%' ORDER BY 1""",
+    "indexes": """
+        SELECT indexname, indexdef FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1""",
+    "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY 1",
+    "triggers": "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1",
+    "functions": "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
+}
+
+
+def catalog(url: str) -> dict[str, list[Any]]:
+    with psycopg.connect(url) as connection:
+        return {name: connection.execute(statement).fetchall() for name, statement in CATALOG.items()}
+
+
+@pytest.mark.parametrize("part", CATALOG)
+def test_migrations_and_metadata_make_the_same_schema(part: str, database_url: str, empty_url: str) -> None:
+    engine = sqlalchemy.create_engine(empty_url)
+    with engine.begin() as connection:
+        tables.metadata.create_all(connection)
+        for statement in (tables.RECEIVED_EVENTS_VIEW, tables.AUDIT_LOG_VIEW, tables.APPEND_ONLY):
+            connection.connection.driver_connection.execute(statement)
+    engine.dispose()
+    migrated, declared = catalog(database_url)[part], catalog(empty_url)[part]
+    assert migrated
+    assert migrated == declared
+
+
+def test_several_migrate_at_once_and_each_succeeds(empty_url: str) -> None:
+    failures: list[Exception] = []
+
+    def migrate() -> None:
+        try:
+            database.migrate(empty_url)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=migrate) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with database.connect(empty_url, "test") as connection:
+        database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
+
+
+def test_a_schema_of_another_version_is_named(db: psycopg.Connection[Any]) -> None:
+    db.execute("UPDATE alembic_version SET version_num = '0000'")
+    with pytest.raises(SchemaBehind, match="0000"):
+        database.check_schema(db.execute(database.SCHEMA_VERSION).fetchone())
+
+
+def test_a_database_that_is_not_there_is_one_clear_error() -> None:
+    with pytest.raises(DatabaseAway, match="cannot migrate"):
+        database.migrate("postgresql://nobody@127.0.0.1:1/none")
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE facts SET lane = 3", "DELETE FROM facts", "TRUNCATE facts", "TRUNCATE facts, outbox CASCADE"]
+)
+async def test_facts_cannot_be_changed_or_removed(
+    statement: str, database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    await receive(database_url, [event("a")])
+    with pytest.raises(pg.RestrictViolation, match="append-only"):
+        db.execute(statement)
+
+
+STATEMENTS = {
+    f"{module.__name__}.{name}": text
+    for module in (ledger, receiving, watch, projection, worker, database)
+    for name, text in vars(module).items()
+    if name.isupper() and isinstance(text, str) and text.split()[:1] in (["WITH"], ["SELECT"], ["UPDATE"], ["INSERT"])
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_every_statement_fits_the_schema(name: str, db: psycopg.Connection[Any]) -> None:
+    text = STATEMENTS[name]
+    named = dict.fromkeys(re.findall(r"%\((\w+)\)s", text))
+    query = psycopg._queries.PostgresQuery(psycopg.adapt.Transformer(db))
+    query.convert(text, named or [None] * text.count("%s"))
+    result = db.pgconn.prepare(b"", query.query)
+    assert result.error_message.decode() == ""

@@ -1,0 +1,232 @@
+"""Tickets are hints: whatever Redis loses, doubles or leaves lying, each batch is projected once, and by itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+import redis
+from conftest import event, receive
+from servers import eventually
+
+from chronicle import broker, database
+from chronicle.errors import DatabaseAway
+from command.dispatch import Dispatcher
+from projector.worker import Worker
+
+
+@pytest.fixture
+def client(queue: str) -> Iterator[redis.Redis]:
+    client = broker.connect(queue)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def workers(database_url: str, queue: str) -> Iterator[Callable[[], Worker]]:
+    """Makes workers."""
+    made: list[Worker] = []
+
+    def make(url: str = queue) -> Worker:
+        made.append(Worker(database_url, url, threading.Event()))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.close()
+
+
+def in_flight(db: psycopg.Connection[Any]) -> int:
+    return database.value(db, "SELECT count(*) FROM outbox")
+
+
+def left(client: redis.Redis) -> tuple[int, int]:
+    """How many tickets are in the stream, and how many of them are pending."""
+    pending = client.xpending(broker.STREAM, broker.GROUP)["pending"] if client.exists(broker.STREAM) else 0
+    return client.xlen(broker.STREAM), pending
+
+
+async def dispatch(database_url: str, queue: str, batch_ids: list[UUID]) -> bool:
+    dispatcher = Dispatcher(database_url, queue)
+    sent = await dispatcher.dispatch(batch_ids)
+    await dispatcher.close()
+    return sent
+
+
+def run_until_idle(worker: Worker, db: psycopg.Connection[Any]) -> None:
+    def idle() -> bool:
+        worker.run_once()
+        return in_flight(db) == 0
+
+    eventually(idle)
+
+
+async def test_a_ticket_leads_to_its_batch_and_is_gone_afterwards(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    worker.run_once()
+    batch_ids = await receive(database_url, [event("a")], [event("b")])
+    assert await dispatch(database_url, queue, batch_ids)
+    assert left(client) == (2, 0)
+    queued = "SELECT count(*) FROM facts WHERE action = 'QUEUED' AND lane < 0"
+    assert database.value(db, queued) == 2
+    assert worker.run_once()
+    assert in_flight(db) == 0
+    assert left(client) == (0, 0)
+    assert database.value(db, queued) == 2
+
+
+async def test_a_ticket_that_comes_twice_or_late_changes_nothing(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    batch_ids = await receive(database_url, [event("a")])
+    for _ in range(3):
+        await dispatch(database_url, queue, batch_ids)
+    run_until_idle(worker, db)
+    await dispatch(database_url, queue, batch_ids)
+    eventually(lambda: worker.run_once() or left(client) == (0, 0))
+    eventually(lambda: left(client) == (0, 0))
+    assert db.execute("SELECT sum(processed), sum(dropped), sum(queued) FROM stats").fetchone() == (1, 0, 1)
+
+
+async def test_a_batch_without_a_ticket_is_found_in_the_outbox(
+    worker: Worker, database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    await receive(database_url, [event("a")])
+    run_until_idle(worker, db)
+    assert db.execute("SELECT lane FROM facts WHERE action = 'QUEUED'").fetchone() == (worker.worker_id,)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda client: client.flushall(),
+        lambda client: client.delete(broker.STREAM),
+        lambda client: client.xgroup_destroy(broker.STREAM, broker.GROUP),
+    ],
+    ids=["FLUSHALL", "DEL", "group destroyed"],
+)
+async def test_what_redis_loses_is_projected_all_the_same(
+    fault: Callable[[redis.Redis], Any],
+    worker: Worker,
+    client: redis.Redis,
+    database_url: str,
+    queue: str,
+    db: psycopg.Connection[Any],
+) -> None:
+    worker.run_once()
+    await dispatch(database_url, queue, await receive(database_url, [event("a")], [event("b")]))
+    fault(client)
+    run_until_idle(worker, db)
+    await dispatch(database_url, queue, await receive(database_url, [event("c")]))
+    run_until_idle(worker, db)
+    eventually(lambda: worker.run_once() or left(client) == (0, 0))
+    eventually(lambda: left(client) == (0, 0))
+
+
+async def test_a_reader_that_blocks_while_the_stream_is_deleted_goes_on(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    worker.run_once()
+    thread = threading.Thread(target=worker.run_once)
+    thread.start()
+    eventually(lambda: any(c["flags"] == "b" for c in client.client_list()), every=0.001)
+    client.delete(broker.STREAM)
+    thread.join()
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    run_until_idle(worker, db)
+
+
+async def test_a_ticket_that_another_worker_left_pending_is_taken_over(
+    workers: Callable[[], Worker],
+    client: redis.Redis,
+    database_url: str,
+    queue: str,
+    db: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("projector.worker.ABANDONED_MILLISECONDS", 1)
+    monkeypatch.setattr("projector.worker.SWEEP_SECONDS", 0)
+    broker.ensure_group(client)
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
+    worker = workers()
+    eventually(lambda: worker.run_once() or left(client) == (0, 0))
+    eventually(lambda: left(client) == (0, 0))
+    assert in_flight(db) == 0
+
+
+async def test_own_pending_tickets_are_taken_back_at_the_start(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    """As after an XREADGROUP whose reply was lost: pending under the worker's own name, and no error anywhere."""
+    worker.run_once()  # makes the group
+    worker.run_once()
+    consumer = next(c["name"] for c in client.xinfo_consumers(broker.STREAM, broker.GROUP))
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    client.xreadgroup(broker.GROUP, consumer, {broker.STREAM: ">"})
+    worker.reconnect()
+    run_until_idle(worker, db)
+    eventually(lambda: worker.run_once() or left(client) == (0, 0))
+    eventually(lambda: left(client) == (0, 0))
+
+
+async def test_an_entry_that_names_no_batch_is_thrown_away(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    for fields in ({"batch_id": "not a uuid"}, {"other": "x"}):
+        client.xadd(broker.STREAM, fields)
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    run_until_idle(worker, db)
+    eventually(lambda: worker.run_once() or left(client) == (0, 0))
+    eventually(lambda: left(client) == (0, 0))
+
+
+async def test_without_redis_events_are_accepted_and_projected(
+    workers: Callable[[str], Worker], database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    nowhere = "redis://127.0.0.1:1/0"
+    batch_ids = await receive(database_url, [event("a")])
+    assert not await dispatch(database_url, nowhere, batch_ids)
+    run_until_idle(workers(nowhere), db)
+    assert db.execute("SELECT sum(queued), sum(processed) FROM stats").fetchone() == (1, 1)
+
+
+async def test_workers_get_worker_ids_of_their_own_and_free_ones_again(workers: Callable[[], Worker]) -> None:
+    first, second = workers(), workers()
+    first.run_once()
+    second.run_once()
+    assert (first.worker_id, second.worker_id) == (0, 1)
+    first.close()
+    third = workers()
+    eventually(lambda: third.run_once() or third.worker_id == 0)
+
+
+async def test_a_batch_that_postgresql_refuses_does_not_hold_up_the_others(
+    worker: Worker, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    db.execute("ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id <> 'poison')")
+    batch_ids = await receive(database_url, [event("a")], [event("poison"), event("b")], [event("c")])
+    worker.run_once()
+    await dispatch(database_url, queue, batch_ids)
+    worker.run_once()
+    assert db.execute("SELECT batch_id, attempts FROM outbox").fetchall() == [(batch_ids[1], 1)]
+    run_until_idle(worker, db)
+    assert db.execute("SELECT event_id FROM failed_events").fetchall() == [("poison",)]
+    assert db.execute("SELECT event_id FROM processed_events ORDER BY 1").fetchall() == [("a",), ("b",), ("c",)]
+
+
+def test_a_worker_without_postgresql_says_so_and_goes_on_until_stopped(queue: str) -> None:
+    worker = Worker("postgresql://nobody@127.0.0.1:1/none", queue, threading.Event())
+    with pytest.raises(DatabaseAway):
+        worker.run_once()
+    stop = threading.Event()
+    thread = threading.Thread(target=Worker("postgresql://nobody@127.0.0.1:1/none", queue, stop).run)
+    thread.start()
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
