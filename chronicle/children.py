@@ -57,6 +57,7 @@ def spawn(
     *,
     environment: Mapping[str, str],
     death_signal: signal.Signals,
+    folder: Path | None = None,
     log: Path | None = None,
     given: str | None = None,
     account: Account | None = None,
@@ -65,7 +66,8 @@ def spawn(
 ) -> Popen[bytes]:
     """Starts a child in a session of its own, which gets `death_signal` when we die (on Linux).
 
-    It writes to `log`, or to our standard error, and reads `given`. Raises StartError where it cannot be started.
+    It works in `folder`, or where we do, writes to `log`, or to our standard error, and reads `given`. Raises
+    StartError where it cannot be started.
     """
     with contextlib.ExitStack() as files:
         output = files.enter_context(log.open("ab")) if log else STANDARD_ERROR
@@ -76,6 +78,7 @@ def spawn(
                 stdout=output,
                 stderr=output,
                 env=environment,
+                cwd=folder,
                 pass_fds=pass_fds,
                 start_new_session=True,
                 preexec_fn=before_exec(death_signal, account, own_namespace=own_namespace),  # noqa: PLW1509

@@ -19,6 +19,9 @@ USER = DATABASE = "chronicle"
 ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
 """All that the servers see: a locale that is missing here, or a PG variable meant for psql, cannot disturb them."""
 
+FOLDER = Path("/")
+"""Where the servers work: ours may be closed to their user."""
+
 BUILTIN_LOCALE_SINCE = 17
 GIB = 2**30
 
@@ -83,16 +86,26 @@ def _initdb_options(version: int) -> list[str]:
 def _run(
     command: Sequence[str | Path], *, log: Log, account: Account | None, pause: Pause, given: str | None = None
 ) -> None:
-    process = spawn(
-        command,
-        environment=ENVIRONMENT,
-        death_signal=signal.SIGTERM,
-        log=log.path,
-        given=given,
-        account=account,
-        # initdb looks its user's name up, and gives up where there is none.
-        own_namespace=account is None and nameless(),
-    )
+    # initdb looks up the name of its user, and gives up where there is none.
+    namespace = account is None and nameless()
+    try:
+        process = spawn(
+            command,
+            environment=ENVIRONMENT,
+            folder=FOLDER,
+            death_signal=signal.SIGTERM,
+            log=log.path,
+            given=given,
+            account=account,
+            own_namespace=namespace,
+        )
+    except StartError as error:
+        if not namespace:
+            raise
+        raise StartError(
+            f"PostgreSQL does not run as a user without a name, and {os.geteuid()} has none here ({error}): "
+            "run as a user of this system, or set DATABASE_URL"
+        ) from error
     if finish(process, pause):
         raise StartError(f"PostgreSQL's data directory could not be made: {log.tail()} (more in {log.path})")
 

@@ -59,6 +59,7 @@ class Postgres:
         self.process = spawn(
             [folder / "postgres", "-D", self.data, "-p", str(self.port), *options],
             environment=cluster.ENVIRONMENT,
+            folder=cluster.FOLDER,
             death_signal=signal.SIGINT,
             log=self.log.path,
             account=account,
@@ -128,6 +129,7 @@ class Valkey:
         self.process = spawn(
             [program, "-", "--dir", self.data],
             environment=cluster.ENVIRONMENT,
+            folder=cluster.FOLDER,
             death_signal=signal.SIGTERM,
             log=self.log.begin(),
             given=self._configuration(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import signal
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -134,5 +133,4 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=3,
     )
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     uvicorn.Server(config).run(sockets=[listener])

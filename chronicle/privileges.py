@@ -20,8 +20,10 @@ from chronicle.errors import StartError
 
 CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
+CAP_SETPCAP = 8
 PR_SET_PDEATHSIG = 1
-PR_SET_KEEPCAPS = 8
+PR_SET_SECUREBITS = 28
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 CAPABILITY_VERSION_3 = 0x20080522
@@ -66,7 +68,7 @@ def before_exec(
             _enter_namespace(libc)
         if sys.platform == "linux":
             # After the change of user, which clears it.
-            _check(libc.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0))
+            _prctl(libc, PR_SET_PDEATHSIG, int(death_signal))
             if os.getppid() != parent:
                 os._exit(1)
 
@@ -105,7 +107,7 @@ def _needed_capability(user: pwd.struct_passwd, data: Path, programs: list[Path]
         return None
     held = _held_capabilities()
     for capability in (CAP_DAC_OVERRIDE,) if locked else (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
-        if capability in held:
+        if held >= {capability, CAP_SETPCAP}:
             return capability
     raise StartError(
         f"the user {user.pw_name}, as whom root runs the embedded servers, may not enter {(closed + locked)[0]}: "
@@ -136,7 +138,7 @@ def _held_capabilities() -> set[int]:
     fields = (line.partition(":") for line in lines if line.startswith("Cap"))
     masks = {name: int(value, 16) for name, _, value in fields}
     both = masks["CapPrm"] & masks["CapBnd"]
-    return {capability for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) if both >> capability & 1}
+    return {number for number in range(both.bit_length()) if both >> number & 1}
 
 
 def _become(libc: ctypes.CDLL, account: Account) -> None:
@@ -145,13 +147,14 @@ def _become(libc: ctypes.CDLL, account: Account) -> None:
     if account.capability is None:
         os.setuid(account.uid)
         return
-    _check(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    # Without it access(2), by which initdb looks for its programs, answers as if the capability were not there.
+    _prctl(libc, PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
     os.setuid(account.uid)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     bit = 1 << account.capability
     # Effective, permitted and inheritable; the second half is for capabilities above 31.
     _check(libc.capset(header, (ctypes.c_uint32 * 6)(bit, bit, bit, 0, 0, 0)))
-    _check(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, account.capability, 0, 0))
+    _prctl(libc, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, account.capability)
 
 
 def _enter_namespace(libc: ctypes.CDLL) -> None:
@@ -160,6 +163,11 @@ def _enter_namespace(libc: ctypes.CDLL) -> None:
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{nobody.pw_uid} {uid} 1")
     Path("/proc/self/gid_map").write_text(f"{nobody.pw_gid} {gid} 1")
+
+
+def _prctl(libc: ctypes.CDLL, option: int, *numbers: int) -> None:
+    padded = (*numbers, 0, 0, 0, 0)[:4]
+    _check(libc.prctl(option, *(ctypes.c_ulong(number) for number in padded)))
 
 
 def _check(result: int) -> None:

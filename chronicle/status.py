@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from chronicle import runfile
 from chronicle.errors import ChronicleError
@@ -21,7 +21,7 @@ def show(settings: Settings) -> bool:
     console = Console()
     parts = runfile.read(settings.chronicle_home)
     if parts:
-        table = Table("part", "pid", "url", title=f"chronicle up in {settings.chronicle_home}")
+        table = Table("part", "pid", Column("url", overflow="fold"), title=f"chronicle up in {settings.chronicle_home}")
         for name, part in parts.items():
             table.add_row(name, str(part.get("pid", "-")), part.get("url", "-"))
         console.print(table, markup=False)

@@ -101,12 +101,18 @@ class Supervisor:
     def run(self) -> None:
         """Starts, watches, stops. Raises Stopped, or StartError after stopping what had been started."""
         try:
-            self._start()
+            self._start_all()
             banner.show(self._url, self._home, None if self._settings.database_url else self._database_url)
             while True:
                 self._watch()
         finally:
             self._stop()
+
+    def _start_all(self) -> None:
+        try:
+            self._start()
+        except OSError as error:
+            raise StartError(f"cannot start in {self._home}: {error}") from error
 
     def _start(self) -> None:
         if not self._redis_url:
@@ -228,6 +234,7 @@ class Supervisor:
     def _stop(self) -> None:
         """Ends the children, services first, all by the same clock, so that together they take no longer than 10 s."""
         began = time.monotonic()
+        self._log.info("stopping")
         self._listening.close()
         for name in STOP_ORDER:
             child = self._children.get(name)

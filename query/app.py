@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import psycopg
 from fastapi import FastAPI, Query
 from fastapi.responses import Response
+from psycopg_pool import AsyncConnectionPool
 from pydantic import AfterValidator
 
 from chronicle import database, http, openapi
@@ -18,6 +20,7 @@ from chronicle.events import instant
 from query import audit, cursor, events, models, stats
 
 POOL_SIZE = 10
+ANSWER_SECONDS = 10
 
 Answer = TypeVar("Answer")
 
@@ -50,23 +53,22 @@ def create_app(database_url: str, *, publish: bool = False) -> FastAPI:
         await pool.close(timeout=2)
 
     async def snapshot(work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Answer]]) -> Answer:
-        """Runs the work in one read-only snapshot; after a restart of PostgreSQL sessions are dead: tries others."""
-        for attempt in range(POOL_SIZE + 1):
-            try:
-                with database.ours():
-                    async with pool.connection() as connection:
-                        return await work(connection)
-            except DatabaseAway as error:
-                if attempt == POOL_SIZE or not isinstance(error.__cause__, psycopg.errors.AdminShutdown):
-                    raise
-        raise AssertionError
+        """Runs the work, which is one statement and so one snapshot, on a session of the pool, in bounded time."""
+        task = asyncio.create_task(_on_a_live_session(pool, work))
+        await asyncio.wait({task}, timeout=ANSWER_SECONDS)
+        if not task.done():
+            # Not awaited: psycopg would wait for a stopped server to take the cancellation.
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            task.cancel()
+            raise DatabaseAway("PostgreSQL did not answer in time")
+        return task.result()
 
     app = http.application("ChronicleWeaver", lifespan=running)
 
     @app.get("/", tags=["health"])
     async def root() -> dict[str, str]:
         """That it runs."""
-        return {"message": "ChronicleWeaver is running", "docs": "/docs"}
+        return {"message": "ChronicleWeaver is running...", "docs": "/docs"}
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
@@ -130,6 +132,22 @@ def create_app(database_url: str, *, publish: bool = False) -> FastAPI:
 
     openapi.describe(app, publish=publish)
     return app
+
+
+async def _on_a_live_session(
+    pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]],
+    work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Answer]],
+) -> Answer:
+    """After a restart of PostgreSQL the sessions are dead, and only using one shows it: then it takes another."""
+    with database.ours():
+        for _ in range(POOL_SIZE + 1):
+            async with pool.connection() as connection:
+                try:
+                    return await work(connection)
+                except psycopg.OperationalError:
+                    if not connection.broken:
+                        raise
+    raise DatabaseAway
 
 
 def _json(body: bytes) -> Response:

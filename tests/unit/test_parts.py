@@ -1,0 +1,68 @@
+"""Settings, cursors, batch ids and logs."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+
+import pytest
+
+from chronicle import logs
+from chronicle.errors import InvalidRequest, SettingsError
+from chronicle.ledger import new_batch_id
+from chronicle.settings import Settings
+from query import audit, cursor, events
+
+
+def test_settings_have_the_defaults_of_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORKER_COUNT", "EVENT_COUNT", "DUPLICATE_RATIO", "BATCH_SIZE", "AGGREGATOR_URL", "CHRONICLE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    settings = Settings.load()
+    assert (settings.worker_count, settings.event_count, settings.duplicate_ratio) == (4, 20_000, 0.3)
+    assert (settings.batch_size, settings.aggregator_url) == (1000, "http://localhost:8080")
+    assert str(settings.chronicle_home) == ".chronicle"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORKER_COUNT", "0"), ("WORKER_COUNT", "many"), ("DUPLICATE_RATIO", "1.5"), ("BATCH_SIZE", "-1")],
+)
+def test_a_setting_that_does_not_fit_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name):
+        Settings.load()
+
+
+def test_an_unknown_setting_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHRONICLE_MAX_EVENT", "5")
+    with pytest.raises(SettingsError, match="CHRONICLE_MAX_EVENT is not a setting"):
+        Settings.load()
+
+
+def test_a_cursor_comes_back_as_the_place_that_it_was() -> None:
+    place = events.Place(datetime(2025, 1, 1, 0, 0, 0, 7, UTC), uuid.uuid4(), 3)
+    assert cursor.decode(cursor.encode(place), events.Place) == place
+    assert cursor.decode(None, events.Place) is None
+
+
+@pytest.mark.parametrize("text", ["", "x", "!!!!", "é", "AAAA", cursor.encode(audit.Place(datetime.now(UTC), 1, 1))])
+def test_a_text_that_is_no_cursor_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        cursor.decode(text, events.Place)
+    assert caught.value.problem["loc"] == ["query", "cursor"]
+
+
+def test_batch_ids_are_uuids_of_version_7_in_order_of_time() -> None:
+    ids = [new_batch_id() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert {(i.version, i.variant) for i in ids} == {(7, uuid.RFC_4122)}
+    assert [i.int >> 80 for i in ids] == sorted(i.int >> 80 for i in ids)
+
+
+def test_user_text_cannot_forge_a_log_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("test")
+    logs.get("test").warning("refused", text="a\nforged line \x1b[31m" + "x" * 10_000)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "\\\\nforged" in line
+    assert "\x1b" not in line
+    assert len(line) < 1000
