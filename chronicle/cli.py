@@ -10,8 +10,8 @@ from typing import Annotated
 import psycopg
 import typer
 
-from chronicle import logs, runfile
-from chronicle.errors import ChronicleError, SettingsError, StartError
+from chronicle import logs, ports, runfile
+from chronicle.errors import ChronicleError, SettingsError
 from chronicle.settings import Settings
 
 app = typer.Typer(
@@ -69,7 +69,7 @@ def command(host: Host = "127.0.0.1", port: Port = 8081) -> None:
 
     logs.configure("command")
     settings = Settings.load()
-    http.serve(create_app(settings, _database(settings), _redis(settings)), _listen(host, port))
+    http.serve(create_app(settings, _database(settings), _redis(settings)), ports.listen(host, port))
 
 
 @app.command()
@@ -79,7 +79,7 @@ def query(host: Host = "127.0.0.1", port: Port = 8082) -> None:
     from query.app import create_app  # noqa: PLC0415
 
     logs.configure("query")
-    http.serve(create_app(_database(Settings.load()), publish=True), _listen(host, port))
+    http.serve(create_app(_database(Settings.load()), publish=True), ports.listen(host, port))
 
 
 @app.command(hidden=True)
@@ -197,16 +197,3 @@ def _url(variable: str, given: str | None, part: str, settings: Settings) -> str
     if not found:
         raise SettingsError(f"{variable} is not set, and no `chronicle up` runs on CHRONICLE_HOME={home}")
     return found
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    from chronicle import http  # noqa: PLC0415
-
-    try:
-        return http.listen(host, port)
-    except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
-
-
-if __name__ == "__main__":
-    main()

@@ -43,7 +43,8 @@ def _invalid(_: Request, error: Exception) -> JSONResponse:
 def _refused(_: Request, error: Exception) -> JSONResponse:
     """A 422 of FastAPI's own, without the input that it would echo."""
     assert isinstance(error, RequestValidationError)
-    return problems(422, *[Problem(type=e["type"], loc=list(e["loc"]), msg=e["msg"]) for e in error.errors()])
+    found = [(e["type"], list(e["loc"]), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+    return problems(422, *[Problem(type=kind, loc=loc, msg=message) for kind, loc, message in found])
 
 
 def _http(_: Request, error: Exception) -> JSONResponse:
@@ -114,12 +115,6 @@ async def _lifespan(apps: Sequence[FastAPI], receive: Receive, send: Send) -> No
         await send({"type": "lifespan.startup.complete"})
         await receive()
     await send({"type": "lifespan.shutdown.complete"})
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError where the address is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
 
 
 def serve(app: ASGIApp, listener: socket.socket) -> None:
