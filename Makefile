@@ -12,7 +12,7 @@ run: $(VENV)/run.done
 	@exec $(BIN)/chronicle up $(ARGS)
 
 test: $(VENV)/dev.done
-	$(BIN)/pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .

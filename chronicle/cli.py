@@ -10,9 +10,10 @@ from typing import Annotated
 import psycopg
 import typer
 
-from chronicle import logs, ports, runfile
+from chronicle import logs, runfile
 from chronicle.errors import ChronicleError, SettingsError
 from chronicle.settings import Settings
+from chronicle.up import ports
 
 app = typer.Typer(
     help="ChronicleWeaver: a publish-subscribe log aggregator that loses nothing and counts everything exactly once.",
@@ -45,7 +46,7 @@ def up(host: Host = "127.0.0.1", port: Port = 8080) -> None:
 
     PostgreSQL and Valkey are embedded ones in CHRONICLE_HOME unless DATABASE_URL and REDIS_URL are set.
     """
-    from chronicle import supervisor  # noqa: PLC0415
+    from chronicle.up import supervisor  # noqa: PLC0415
 
     logs.configure("supervisor")
     supervisor.run(Settings.load(), host=host, port=port)

@@ -25,6 +25,8 @@ MAX_EXPONENT = 400
 EVENT_ID_CHARACTERS, EVENT_ID_BYTES = 512, 1024
 NAME_CHARACTERS, NAME_BYTES = 255, 512
 
+NOT_STORABLE = "a NUL character or half a surrogate pair cannot be stored"
+
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """Where PostgreSQL counts a timestamptz from, in microseconds."""
 
@@ -96,7 +98,7 @@ def _suspect(content: bytes) -> bool:
     return b"0e000" in figures or _LONG_NUMBER in figures or b"\\u" in content
 
 
-_LONG_NUMBER = b"0" * 300
+_LONG_NUMBER = b"0" * 200
 
 
 def decode(body: bytes, max_events: int) -> Events:
@@ -115,7 +117,7 @@ def decode(body: bytes, max_events: int) -> Events:
     except msgspec.ValidationError as error:
         raise _explained(str(error), ["body"]) from None
     except msgspec.DecodeError as error:
-        raise InvalidRequest("json_invalid", ["body"], str(error)) from None
+        raise _located(body) or InvalidRequest("json_invalid", ["body"], str(error)) from None
     if len(found) > max_events:
         raise TooLarge("too_many_events", ["body", "events"], f"at most {max_events} events a request")
     return _columns(found, plain=body.isascii() and b"\\u" not in body, suspect=_suspect(body))
@@ -156,7 +158,7 @@ def _check_names(event: Event, index: int) -> None:
         ("source", event.source, NAME_BYTES),
     ):
         if "\0" in text:
-            _refuse("string_nul", index, name, "a NUL character cannot be stored")
+            _refuse("string_not_storable", index, name, NOT_STORABLE)
         if len(text.encode()) > limit:
             _refuse("string_too_long", index, name, f"at most {limit} bytes of UTF-8")
 
@@ -197,11 +199,12 @@ def _check_depth(content: bytes, index: int) -> None:
 def _check_values(content: bytes, index: int) -> None:
     """Parses a payload in which something looked odd, and refuses what PostgreSQL or a reader would."""
     try:
-        parsed = json.loads(content, parse_int=_number, parse_float=_number)
+        # Every pair of an object: of two with one key PostgreSQL reads the first as well.
+        parsed = json.loads(content, parse_int=_number, parse_float=_number, object_pairs_hook=list)
     except ValueError as error:
         _refuse("number_out_of_range", index, "payload", str(error))
     if not _storable(parsed):
-        _refuse("string_nul", index, "payload", "a NUL character or half a surrogate pair cannot be stored")
+        _refuse("string_not_storable", index, "payload", NOT_STORABLE)
 
 
 def _number(text: str) -> None:
@@ -213,9 +216,21 @@ def _number(text: str) -> None:
 def _storable(value: Any) -> bool:
     if isinstance(value, str):
         return "\0" not in value and not re.search("[\ud800-\udfff]", value)
-    if isinstance(value, dict):
-        return all(map(_storable, value)) and all(map(_storable, value.values()))
-    return not isinstance(value, list) or all(map(_storable, value))
+    return not isinstance(value, list | tuple) or all(map(_storable, value))
+
+
+def _located(body: bytes) -> InvalidRequest | None:
+    """Names the field with half a surrogate pair, of which msgspec says no more than that the JSON is malformed."""
+    try:
+        events = dict(json.loads(body, object_pairs_hook=list))["events"]
+        for index, event in enumerate(events):
+            for field_name, value in event:
+                if not _storable([field_name, value]):
+                    place = field_name if field_name in Event.__struct_fields__ else "event"
+                    return InvalidRequest("string_not_storable", ["body", "events", index, place], NOT_STORABLE)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return None
 
 
 _MISSING = re.compile(r"Object missing required field `(\w+)`")

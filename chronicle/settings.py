@@ -22,7 +22,9 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, description="PostgreSQL; unset: an embedded one in CHRONICLE_HOME")
     redis_url: str | None = Field(default=None, description="Redis or Valkey; unset: an embedded one in CHRONICLE_HOME")
     worker_count: int = Field(default=4, ge=1, le=64, description="projector workers in a projector process")
-    chronicle_home: Path = Field(default=Path(".chronicle"), description="data and logs of the embedded servers, run.json")
+    chronicle_home: Path = Field(
+        default=Path(".chronicle"), description="data and logs of the embedded servers, run.json"
+    )
     aggregator_url: str = Field(default="http://localhost:8080", description="publisher: where to send")
     event_count: int = Field(default=20_000, ge=0, description="publisher: events to generate")
     duplicate_ratio: float = Field(default=0.3, ge=0, lt=1, description="publisher: share of duplicates among them")

@@ -17,8 +17,9 @@ def run(database_url: str, redis_url: str, workers: int) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    turn = threading.Lock()
     threads = [
-        threading.Thread(target=_work, args=(Worker(database_url, redis_url, stop),), name=f"worker-{n}")
+        threading.Thread(target=_work, args=(Worker(database_url, redis_url, stop, turn),), name=f"worker-{n}")
         for n in range(workers)
     ]
     for thread in threads:

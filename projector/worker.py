@@ -40,7 +40,11 @@ log = logs.get(__name__)
 class Worker:
     """One worker: a connection to PostgreSQL (which holds its worker_id), one to Redis, and a loop."""
 
-    def __init__(self, database_url: str, redis_url: str, stop: threading.Event) -> None:
+    def __init__(
+        self, database_url: str, redis_url: str, stop: threading.Event, turn: threading.Lock | None = None
+    ) -> None:
+        """`turn` is shared by the workers of a process."""
+        self._turn = turn or threading.Lock()
         self._database_url = database_url
         self._redis = broker.connect(redis_url)
         self._stop = stop
@@ -75,7 +79,15 @@ class Worker:
         Raises DatabaseAway and psycopg.Error; Redis being away is no error here.
         """
         connection = self._connect()
-        tickets = self._tickets()
+        # In quiet times the workers of a process take turns, and project in the order of the tickets: what was
+        # published first is then seen first. When more waits than one worker takes, they work at the same time.
+        with self._turn:
+            tickets = self._tickets()
+            if len(tickets) < MOST_TICKETS:
+                return self._work_off(connection, tickets)
+        return self._work_off(connection, tickets)
+
+    def _work_off(self, connection: psycopg.Connection[Any], tickets: dict[str, UUID]) -> bool:
         batch_ids = list(dict.fromkeys(tickets.values()))
         if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()

@@ -17,8 +17,8 @@ class Place(Struct, array_like=True):
     """A record's place in the order of /audit."""
 
     created_at: datetime
-    fact_id: int
-    position: int
+    fact_id: cursor.BigInt
+    position: cursor.Int
 
 
 class Record(Struct):

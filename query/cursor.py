@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from chronicle.errors import InvalidRequest
 
 Place = TypeVar("Place", bound=msgspec.Struct)
+BigInt = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Int = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+"""What PostgreSQL can take: a cursor is somebody else's text."""
 
 
 def encode(place: msgspec.Struct) -> str:

@@ -18,7 +18,7 @@ class Place(Struct, array_like=True):
 
     timestamp: datetime
     batch_id: UUID
-    position: int
+    position: cursor.Int
 
 
 class Event(Struct):

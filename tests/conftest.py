@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chronicle.children import stop
-from chronicle.embedded import Postgres, Valkey, start
+from chronicle.up.children import stop
+from chronicle.up.servers import Postgres, Valkey, start
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ from pathlib import Path
 from subprocess import Popen
 from typing import TypeVar
 
-from chronicle import ports, runfile
-from chronicle.privileges import Account, before_exec
+from chronicle import runfile
+from chronicle.up import ports
+from chronicle.up.privileges import Account, before_exec
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,9 +6,9 @@ instead, which nobody else may use meanwhile; tests that must stop or kill a pro
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from api import Api
@@ -17,14 +17,15 @@ from servers import Stack
 RUNNING_SYSTEM = os.environ.get("CHRONICLE_TEST_URL")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Against one running system the tests take turns: they compare its totals."""
+@pytest.fixture(autouse=True)
+def turn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Against one running system the tests of several processes take turns: they compare its totals."""
     if RUNNING_SYSTEM is None:
+        yield
         return
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("running system"))
+    with (tmp_path_factory.getbasetemp().parent / "turn").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from servers import ROOT, Stack, eventually, free_port, is_alive, process_field
 
-from chronicle import ports, runfile
-from chronicle.privileges import CAP_DAC_READ_SEARCH, Account
+from chronicle import runfile
+from chronicle.up import ports
+from chronicle.up.privileges import CAP_DAC_READ_SEARCH, Account
 
 MakeStack = Callable[..., Stack]
 STOP_SECONDS = 10.0

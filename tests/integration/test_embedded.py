@@ -16,10 +16,10 @@ import psycopg
 import pytest
 from servers import eventually, is_alive, process_field
 
-from chronicle import binaries, children, embedded, ports
-from chronicle.embedded import Postgres, Valkey
 from chronicle.errors import StartError
-from chronicle.privileges import CAP_DAC_READ_SEARCH, Account, before_exec
+from chronicle.up import binaries, children, ports, servers
+from chronicle.up.privileges import CAP_DAC_READ_SEARCH, Account, before_exec
+from chronicle.up.servers import Postgres, Valkey
 
 Server = Postgres | Valkey
 Start = Callable[[Server], None]
@@ -30,7 +30,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells 
 
 PROGRAM = """
 import sys, signal, pathlib
-from chronicle.embedded import Postgres, Valkey, start
+from chronicle.up.servers import Postgres, Valkey, start
 servers = [kind(pathlib.Path(sys.argv[1])) for kind in (Postgres, Valkey)]
 for server in servers:
     start(server)
@@ -55,7 +55,7 @@ def start() -> Iterator[Start]:
 
     def start(server: Server) -> None:
         started.append(server)
-        embedded.start(server)
+        servers.start(server)
 
     yield start
     for server in started:
@@ -277,7 +277,7 @@ def test_an_initdb_that_was_broken_off_leaves_nothing_that_counts(home: Path, st
         raise BrokenOff
 
     with pytest.raises(BrokenOff):
-        embedded.start(Postgres(home), pause)
+        servers.start(Postgres(home), pause)
     assert not (home / "postgres").exists()
     start(Postgres(home))
 
@@ -320,7 +320,7 @@ def test_without_any_program_the_message_says_what_to_do(home: Path, monkeypatch
     monkeypatch.setattr(binaries, "POSTGRES_FOLDERS", ())
     for server, variable in ((Postgres(home), "DATABASE_URL"), (Valkey(home), "REDIS_URL")):
         with pytest.raises(StartError, match=variable):
-            embedded.start(server)
+            servers.start(server)
 
 
 def _without_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,10 @@ def test_message_and_timestamp_of_a_payload_are_checked(payload: str, place: str
         '{"a": "\\u0000"}',
         '{"\\u0000": 1}',
         '{"a": ["x", {"b": "y\\u0000"}]}',
+        '{"a": "\\u0000", "a": 1}',
+        '{"a": {"b": "\\u0000", "b": 1}}',
+        '{"a": 1e999, "a": 1}',
+        '{"a": ' + "9" * 299 + "e99}",
         '{"a": "\\ud800"}',
         '{"a": "\\udc00"}',
         '{"a": "\\ud800\\u0041"}',
@@ -174,6 +178,12 @@ def test_a_refusal_never_repeats_what_was_sent() -> None:
         place, message = refusal(body(event))
         assert "s3cret" not in place + message
         assert len(message) < 200
+
+
+@pytest.mark.parametrize("field", ["event_id", "topic", "source", "payload", "timestamp"])
+def test_half_a_surrogate_pair_is_refused_by_its_place(field: str) -> None:
+    value = {"key": ["x\ud800"]} if field == "payload" else "x\udc00"
+    assert refusal(body(GOOD, GOOD | {field: value}))[0] == f"body.events.1.{field}"
 
 
 def test_too_many_events_name_the_limit() -> None:

@@ -45,7 +45,16 @@ def test_a_cursor_comes_back_as_the_place_that_it_was() -> None:
     assert cursor.decode(None, events.Place) is None
 
 
-@pytest.mark.parametrize("text", ["", "x", "!!!!", "é", "AAAA", cursor.encode(audit.Place(datetime.now(UTC), 1, 1))])
+NOW = datetime.now(UTC)
+NO_CURSORS = [
+    *["", "x", "!!!!", "é", "AAAA"],
+    cursor.encode(audit.Place(NOW, 1, 1)),
+    cursor.encode(events.Place(NOW, uuid.uuid4(), 2**40)),
+    cursor.encode(events.Place(NOW, uuid.uuid4(), -1)),
+]
+
+
+@pytest.mark.parametrize("text", NO_CURSORS)
 def test_a_text_that_is_no_cursor_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         cursor.decode(text, events.Place)

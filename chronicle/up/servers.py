@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 
-from chronicle import binaries, cluster, ports
-from chronicle.children import Log, Pause, Step, end_orphan, exists, spawn
 from chronicle.errors import StartError
-from chronicle.privileges import account_for
+from chronicle.up import binaries, cluster, ports
+from chronicle.up.children import Log, Pause, Step, end_orphan, exists, spawn
+from chronicle.up.privileges import account_for
 
 HOST = "127.0.0.1"
 LEFTOVERS_SECONDS = 15.0

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from chronicle.children import Log, Pause, finish, spawn
 from chronicle.errors import StartError
-from chronicle.privileges import Account, nameless
+from chronicle.up.children import Log, Pause, finish, spawn
+from chronicle.up.privileges import Account, nameless
 
 USER = DATABASE = "chronicle"
 ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}

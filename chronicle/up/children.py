@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
 from chronicle.errors import StartError
-from chronicle.privileges import Account, before_exec
+from chronicle.up.privileges import Account, before_exec
 
 STANDARD_ERROR = 2
 KILL_SECONDS = 0.5

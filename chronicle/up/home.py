@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from chronicle import runfile
-from chronicle.children import Pause, end_orphan
 from chronicle.errors import StartError
+from chronicle.up.children import Pause, end_orphan
 
 
 @contextmanager

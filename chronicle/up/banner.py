@@ -8,8 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from chronicle import binaries
 from chronicle.errors import StartError
+from chronicle.up import binaries
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 

@@ -15,14 +15,15 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from subprocess import Popen
 
-from chronicle import banner, embedded, logs, ports, runfile
-from chronicle.children import Log, Step, finish, spawn, stop
-from chronicle.embedded import Postgres, Valkey
+from chronicle import logs, runfile
 from chronicle.errors import StartError
-from chronicle.home import end_leftovers, locked
 from chronicle.runfile import Part
 from chronicle.settings import Settings
-from chronicle.wakeup import Stopped, Wakeup
+from chronicle.up import banner, ports, servers
+from chronicle.up.children import Log, Step, finish, spawn, stop
+from chronicle.up.home import end_leftovers, locked
+from chronicle.up.servers import Postgres, Valkey
+from chronicle.up.wakeup import Stopped, Wakeup
 
 READY_SECONDS = 60.0
 FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
@@ -130,7 +131,7 @@ class Supervisor:
         child = Child(server.name, partial(server.launch, self._wakeup.pause), server.stop_steps)
         self._children[server.name] = child
         try:
-            embedded.start(server, self._wakeup.pause)
+            servers.start(server, self._wakeup.pause)
         finally:
             child.process, child.started, child.url = server.process, time.monotonic(), server.url
         self._log.info("server started", name=server.name, pid=server.process and server.process.pid)

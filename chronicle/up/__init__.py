@@ -1,0 +1,1 @@
+"""What is behind `chronicle up`: embedded servers, child processes, and the supervisor that keeps them running."""
