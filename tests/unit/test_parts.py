@@ -45,12 +45,13 @@ def test_a_cursor_comes_back_as_the_place_that_it_was() -> None:
     assert cursor.decode(None, events.Place) is None
 
 
-NOW = datetime.now(UTC)
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
+SOME_BATCH = uuid.UUID(int=7)
 NO_CURSORS = [
     *["", "x", "!!!!", "é", "AAAA"],
     cursor.encode(audit.Place(NOW, 1, 1)),
-    cursor.encode(events.Place(NOW, uuid.uuid4(), 2**40)),
-    cursor.encode(events.Place(NOW, uuid.uuid4(), -1)),
+    cursor.encode(events.Place(NOW, SOME_BATCH, 2**40)),
+    cursor.encode(events.Place(NOW, SOME_BATCH, -1)),
 ]
 
 
