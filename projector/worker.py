@@ -82,6 +82,8 @@ class Worker:
         # In quiet times the workers of a process take turns, and project in the order of the tickets: what was
         # published first is then seen first. When more waits than one worker takes, they work at the same time.
         with self._turn:
+            if self._stop.is_set():
+                return False
             tickets = self._tickets()
             if len(tickets) < MOST_TICKETS:
                 return self._work_off(connection, tickets)
