@@ -184,7 +184,9 @@ def status() -> None:
 
 
 def _database(settings: Settings) -> str:
-    return _url("DATABASE_URL", settings.database_url, "postgres", settings)
+    from chronicle import database  # noqa: PLC0415
+
+    return database.readable(_url("DATABASE_URL", settings.database_url, "postgres", settings))
 
 
 def _redis(settings: Settings) -> str:

@@ -18,7 +18,7 @@ from psycopg.pq import Format
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from chronicle.errors import ChronicleError, DatabaseAway, SchemaBehind
+from chronicle.errors import DatabaseAway, SchemaBehind, SettingsError
 
 type_oids = psycopg.postgres.types
 
@@ -43,12 +43,18 @@ SESSION = {
 """What each session of ours sets: one clock zone, and an end to everything that could wait for ever."""
 
 
-def _options(service: str, url: str, **session: str) -> dict[str, Any]:
-    """Connection parameters for a service; raises ChronicleError where the URL cannot be read."""
+def readable(url: str) -> str:
+    """The URL as it is. Raises SettingsError where libpq cannot read it; whether anybody answers there is not asked."""
     try:
-        given = conninfo_to_dict(url).get("options") or ""
+        conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
-        raise ChronicleError(f"DATABASE_URL cannot be read: {_first_line(error)}") from None
+        raise SettingsError(f"DATABASE_URL cannot be read: {_first_line(error)}") from None
+    return url
+
+
+def _options(service: str, url: str, **session: str) -> dict[str, Any]:
+    """Connection parameters for a service."""
+    given = conninfo_to_dict(readable(url)).get("options") or ""
     settings = " ".join(f"-c {name}={value}" for name, value in (SESSION | session).items())
     return CONNECTION | {"application_name": f"chronicle-{service}", "options": f"{settings} {given}".strip()}
 

@@ -17,7 +17,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from chronicle import database, logs
-from chronicle.errors import ChronicleError, DatabaseAway, InvalidRequest, Overloaded
+from chronicle.errors import ChronicleError, DatabaseAway, InvalidRequest, Overloaded, SchemaBehind
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
@@ -152,7 +152,7 @@ class Receiver:
                 if current:
                     await current.close()
                 current = None
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or isinstance(error, SchemaBehind):
                     _resolve(requests, error)
                     raise
                 log.warning("commit is tried again", batch_id=str(batch_id), error=str(error))
