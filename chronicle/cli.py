@@ -141,6 +141,32 @@ def publish(
     raise typer.Exit(run.publish(options))
 
 
+failed = typer.Typer(no_args_is_help=True, help="Show events that could not be projected, or try them again.")
+app.add_typer(failed, name="failed")
+
+Topic = Annotated[str | None, typer.Option(help="Only of this topic.")]
+EventId = Annotated[str | None, typer.Option(help="Only with this event_id.")]
+
+
+@failed.command("list")
+def failed_list(topic: Topic = None, event_id: EventId = None) -> None:
+    """Show failed events and their errors."""
+    from projector import failed as events  # noqa: PLC0415
+
+    events.show(_database(Settings.load()), topic, event_id)
+
+
+@failed.command("retry")
+def failed_retry(topic: Topic = None, event_id: EventId = None) -> None:
+    """Try failed events again; what succeeds is stored, recorded and counted like any other event.
+
+    Exit code 1 where some failed again.
+    """
+    from projector import failed as events  # noqa: PLC0415
+
+    raise typer.Exit(0 if events.retry(_database(Settings.load()), topic, event_id) else 1)
+
+
 @app.command()
 def verify() -> None:
     """Check every invariant against the database and print a table; exit code 1 where one is broken."""

@@ -113,7 +113,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def value(connection: psycopg.Connection[Any], statement: str, parameters: Sequence[Any] = ()) -> Any:
+def value(connection: psycopg.Connection[Any], statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
     """The one value of the one row that a statement gives."""
     row = connection.execute(statement, parameters).fetchone()
     return row and row[0]

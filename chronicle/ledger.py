@@ -21,7 +21,7 @@ WITH queued AS (
     FROM facts r
     WHERE r.batch_id = ANY (%(batch_ids)s::uuid[]) AND r.action = 'RECEIVED'
     ORDER BY r.batch_id
-    ON CONFLICT (batch_id, action) DO NOTHING
+    ON CONFLICT (batch_id, action, attempt) DO NOTHING
     RETURNING id, batch_id, recorded_at
 ), tally AS (
     SELECT q.id, q.batch_id, q.recorded_at, t.topic, count(*)::int AS event_count

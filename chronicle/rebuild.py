@@ -23,12 +23,18 @@ service that gives way."""
 
 NOTE_FRESH_FACTS = """
 CREATE TABLE rebuild.fresh AS
-SELECT f.id, f.batch_id, f.action
+SELECT f.id, f.batch_id, f.action, f.attempt
 FROM facts f
 WHERE f.recorded_at >= %(since)s AND NOT EXISTS (SELECT FROM rebuild.replayed r WHERE r.id = f.id)
 """
 
-FRESH = "(SELECT facts.* FROM rebuild.fresh JOIN facts USING (batch_id, action))"
+FRESH = "(SELECT facts.* FROM rebuild.fresh JOIN facts USING (batch_id, action, attempt))"
+
+REMOVE_RETRIED = """
+DELETE FROM rebuild.failed_events d
+USING rebuild.fresh n JOIN facts f USING (batch_id, action, attempt)
+WHERE f.attempt > 0 AND d.batch_id = f.batch_id AND d.position = ANY (f.positions)
+"""
 
 ADD_STATS = f"""
 INSERT INTO rebuild.stats ({COLUMNS["stats"]}) {LEDGER_SAYS["stats"].format(facts=FRESH)}
@@ -86,6 +92,7 @@ def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
             if table != "stats":
                 rows = LEDGER_SAYS[table].format(facts=FRESH)
                 connection.execute(f"INSERT INTO {SCHEMA}.{table} ({COLUMNS[table]}) {rows}")
+        connection.execute(REMOVE_RETRIED)
         connection.execute(ADD_STATS)
         connection.execute("INSERT INTO rebuild.replayed SELECT id FROM rebuild.fresh")
         connection.execute("DROP TABLE rebuild.fresh")

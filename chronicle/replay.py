@@ -31,7 +31,10 @@ LEDGER_SAYS = {
         SELECT e.event_id, e.topic, e.batch_id, e.position,
                f.errors[array_position(f.positions, e.position)] AS error
         FROM {{facts}} f JOIN received_events e ON {CHOSEN}
-        WHERE f.action = 'FAILED'
+        WHERE f.action = 'FAILED' AND NOT EXISTS (
+            SELECT FROM facts later
+            WHERE later.batch_id = f.batch_id AND later.attempt > f.attempt AND e.position = ANY (later.positions)
+        )
     """,
     "fact_topics": f"""
         SELECT e.topic, f.action, f.recorded_at, f.id AS fact_id, f.batch_id, count(*)::int AS event_count
@@ -43,7 +46,7 @@ LEDGER_SAYS = {
                count(*) FILTER (WHERE f.action = 'QUEUED') AS queued,
                count(*) FILTER (WHERE f.action = 'PROCESSED') AS processed,
                count(*) FILTER (WHERE f.action = 'DROPPED') AS dropped,
-               count(*) FILTER (WHERE f.action = 'FAILED') AS failed
+               count(*) FILTER (WHERE f.action = 'FAILED') - count(*) FILTER (WHERE f.attempt > 0) AS failed
         FROM {{facts}} f JOIN received_events e ON {CHOSEN}
         GROUP BY e.topic, f.lane
     """,

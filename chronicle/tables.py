@@ -53,6 +53,13 @@ facts = Table(
     Column("id", BigInteger, Identity(always=True), nullable=False, comment="order in which facts were begun"),
     Column("batch_id", Uuid, nullable=False),
     Column("action", Text, nullable=False),
+    Column(
+        "attempt",
+        SmallInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="above 0: the outcome of events that had FAILED and were tried again",
+    ),
     _now(),
     Column("lane", SmallInteger, nullable=False, comment="the writer, and so the row of stats that counts it"),
     Column("worker_id", SmallInteger, comment="the projector worker of an outcome; null for RECEIVED and QUEUED"),
@@ -65,7 +72,7 @@ facts = Table(
     Column("sources", ARRAY(KEY)),
     Column("payloads", ARRAY(JSON)),
     Column("timestamps", ARRAY(MOMENT)),
-    PrimaryKeyConstraint("batch_id", "action", name="pk_facts"),
+    PrimaryKeyConstraint("batch_id", "action", "attempt", name="pk_facts"),
     CheckConstraint(f"action IN {ACTIONS}", name="ck_facts_action"),
     CheckConstraint("event_count > 0", name="ck_facts_event_count"),
     CheckConstraint("(action = 'RECEIVED') = (event_ids IS NOT NULL)", name="ck_facts_events"),
@@ -124,7 +131,7 @@ failed_events = Table(
     Column("position", Integer, nullable=False),
     Column("error", Text, nullable=False),
     PrimaryKeyConstraint("event_id", "topic", "batch_id", "position", name="pk_failed_events"),
-    comment="An event that could not be projected: where it is in the ledger, and the error",
+    comment="An event that could not be projected, and was not since: where it is in the ledger, and the error",
 )
 
 fact_topics = Table(

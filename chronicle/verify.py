@@ -103,7 +103,7 @@ CHECKS = (
         """
         WITH outcome AS (
             SELECT batch_id, sum(event_count) AS events FROM facts
-            WHERE action IN ('PROCESSED', 'DROPPED', 'FAILED') GROUP BY batch_id
+            WHERE action IN ('PROCESSED', 'DROPPED', 'FAILED') AND attempt = 0 GROUP BY batch_id
         )
         SELECT 'batch ' || r.batch_id || ': ' || r.event_count || ' events, outcomes for ' || coalesce(o.events, 0)
                || CASE WHEN x.batch_id IS NULL THEN ', not in the outbox' ELSE ', in the outbox' END
@@ -114,7 +114,8 @@ CHECKS = (
           AND coalesce(o.events, 0) <> CASE WHEN x.batch_id IS NULL THEN r.event_count ELSE 0 END
         UNION ALL
         SELECT count(*) || ' outcomes: batch ' || batch_id || ' position ' || position FROM audit_log
-        WHERE action IN ('PROCESSED', 'DROPPED', 'FAILED') GROUP BY batch_id, position HAVING count(*) > 1
+        WHERE action IN ('PROCESSED', 'DROPPED', 'FAILED') GROUP BY batch_id, position
+        HAVING count(*) > 1 + count(*) FILTER (WHERE action = 'FAILED') OR count(*) FILTER (WHERE action = 'FAILED') > 1
         UNION ALL
         SELECT f.action || ' counts ' || f.event_count || ' events and names others: batch ' || f.batch_id
         FROM facts f JOIN facts r ON r.batch_id = f.batch_id AND r.action = 'RECEIVED'
@@ -130,7 +131,7 @@ CHECKS = (
         FROM facts f
         JOIN (VALUES ('RECEIVED', 'QUEUED'), ('QUEUED', 'PROCESSED'), ('QUEUED', 'DROPPED'), ('QUEUED', 'FAILED'))
             AS before(action, next) ON before.next = f.action
-        LEFT JOIN facts b ON b.batch_id = f.batch_id AND b.action = before.action
+        LEFT JOIN facts b ON b.batch_id = f.batch_id AND b.action = before.action AND b.attempt = 0
         WHERE (b.recorded_at <= f.recorded_at) IS NOT TRUE
         """,
     ),

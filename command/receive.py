@@ -104,6 +104,7 @@ class Receiver:
                 if requests := await self._next():
                     writer = await self._commit(writer, requests)
             except ChronicleError as error:
+                writer = None
                 self._lost(error)
                 await asyncio.sleep(0.2)
 
@@ -191,7 +192,7 @@ WITH received AS (
     INSERT INTO facts (batch_id, action, lane, event_count, event_ids, topics, sources, payloads, timestamps)
     VALUES (%(batch_id)s, 'RECEIVED', %(lane)s, %(event_count)s, %(event_ids)s, %(topics)s, %(sources)s,
             %(payloads)s, %(timestamps)s)
-    ON CONFLICT (batch_id, action) DO NOTHING
+    ON CONFLICT (batch_id, action, attempt) DO NOTHING
     RETURNING id, batch_id, recorded_at, event_count
 ), sent AS (
     INSERT INTO outbox (batch_id, received_at, event_count)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import psycopg
 
+from chronicle import database
 from chronicle.ledger import RECORD_QUEUED
 from chronicle.tables import RECORD_POSITIONS
 
@@ -51,6 +52,7 @@ WITH won AS (
     LEFT JOIN won w ON w.batch_id = e.batch_id AND w.position = e.position
     LEFT JOIN failed f ON f.position = e.position
     WHERE e.batch_id = ANY (%(batch_ids)s::uuid[])
+      AND (%(positions)s::int[] IS NULL OR e.position = ANY (%(positions)s))
 ), dropped AS (
     INSERT INTO dropped_events (event_id, topic, batch_id, position, reason)
     SELECT j.event_id, j.topic, j.batch_id, j.position,
@@ -73,9 +75,12 @@ WITH won AS (
     INSERT INTO failed_events (event_id, topic, batch_id, position, error)
     SELECT event_id, topic, batch_id, position, error FROM judged WHERE action = 'FAILED'
 ), outcome AS (
-    INSERT INTO facts (batch_id, action, recorded_at, lane, worker_id, event_count, positions, conflicts, errors)
-    SELECT j.batch_id, j.action, greatest(clock_timestamp(), q.recorded_at), %(worker_id)s, %(worker_id)s, count(*),
-           CASE WHEN count(*) < q.event_count OR j.action = 'FAILED' THEN array_agg(j.position ORDER BY j.position) END,
+    INSERT INTO facts
+        (batch_id, action, attempt, recorded_at, lane, worker_id, event_count, positions, conflicts, errors)
+    SELECT j.batch_id, j.action, %(attempt)s::int, greatest(clock_timestamp(), q.recorded_at), %(worker_id)s, %(worker_id)s,
+           count(*),
+           CASE WHEN count(*) < q.event_count OR j.action = 'FAILED' OR %(attempt)s::int > 0
+                THEN array_agg(j.position ORDER BY j.position) END,
            CASE WHEN j.action = 'DROPPED' THEN c.positions END,
            CASE WHEN j.action = 'FAILED' THEN array_agg(j.error ORDER BY j.position) END
     FROM judged j
@@ -95,7 +100,7 @@ WITH won AS (
 INSERT INTO stats (topic, lane, processed, dropped, failed)
 SELECT topic, %(worker_id)s, coalesce(sum(event_count) FILTER (WHERE action = 'PROCESSED'), 0),
        coalesce(sum(event_count) FILTER (WHERE action = 'DROPPED'), 0),
-       coalesce(sum(event_count) FILTER (WHERE action = 'FAILED'), 0)
+       coalesce(sum(CASE WHEN action = 'FAILED' THEN event_count WHEN %(attempt)s::int > 0 THEN -event_count END), 0)
 FROM tally
 GROUP BY topic
 ORDER BY topic
@@ -122,7 +127,7 @@ def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], work
         if claimed:
             everything = {"batch_ids": claimed, "first": 1, "last": RECORD_POSITIONS}
             won = connection.execute(INSERT_FIRST_SIGHTINGS, everything, prepare=True).fetchall()
-            _record_outcome(connection, claimed, worker_id, won, {})
+            record_outcome(connection, claimed, worker_id, won, {})
     return claimed
 
 
@@ -134,19 +139,35 @@ def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id
     errors: dict[int, str] = {}
     with connection.transaction():
         if _claim(connection, [batch_id], worker_id):
-            size = connection.execute(SIZE, {"batch_id": batch_id}).fetchone()
-            won = _insert_apart(connection, batch_id, 1, size[0] if size else 0, errors)
-            _record_outcome(connection, [batch_id], worker_id, won, errors)
+            won = insert_apart(connection, batch_id, 1, _size(connection, batch_id), errors)
+            record_outcome(connection, [batch_id], worker_id, won, errors)
     return errors
 
 
-SIZE = "SELECT event_count FROM facts WHERE batch_id = %(batch_id)s AND action = 'RECEIVED'"
+def abandon(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int, error: str) -> None:
+    """Gives a batch up without trying it: all of its events become FAILED with this error. Raises psycopg.Error."""
+    with connection.transaction():
+        if _claim(connection, [batch_id], worker_id):
+            errors = dict.fromkeys(range(1, _size(connection, batch_id) + 1), error)
+            record_outcome(connection, [batch_id], worker_id, [], errors)
 
 
-def _insert_apart(
+SIZE = "SELECT event_count FROM facts WHERE batch_id = %s AND action = 'RECEIVED'"
+
+
+def _size(connection: psycopg.Connection[Any], batch_id: UUID) -> int:
+    size: int = database.value(connection, SIZE, [batch_id])
+    return size
+
+
+def insert_apart(
     connection: psycopg.Connection[Any], batch_id: UUID, first: int, last: int, errors: dict[int, str]
 ) -> list[tuple[UUID, str]]:
-    """First sightings among these positions; where they are refused, of each half, down to the one to blame."""
+    """Inserts the first sightings among these positions of a batch, within a transaction.
+
+    Where PostgreSQL refuses them, it tries each half, down to the positions to blame, whose errors it adds to `errors`.
+    Gives what INSERT_FIRST_SIGHTINGS does. Raises psycopg.OperationalError, which is not the fault of an event.
+    """
     span = {"batch_ids": [batch_id], "first": first, "last": last}
     try:
         with connection.transaction():  # a savepoint
@@ -160,8 +181,8 @@ def _insert_apart(
             return []
     middle = (first + last) // 2
     return [
-        *_insert_apart(connection, batch_id, first, middle, errors),
-        *_insert_apart(connection, batch_id, middle + 1, last, errors),
+        *insert_apart(connection, batch_id, first, middle, errors),
+        *insert_apart(connection, batch_id, middle + 1, last, errors),
     ]
 
 
@@ -174,20 +195,29 @@ def _claim(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], worke
     return claimed
 
 
-def _record_outcome(
+def record_outcome(
     connection: psycopg.Connection[Any],
-    claimed: list[UUID],
+    batch_ids: list[UUID],
     worker_id: int,
     won: list[tuple[UUID, str]],
     errors: dict[int, str],
+    *,
+    positions: list[int] | None = None,
+    attempt: int = 0,
 ) -> None:
-    """A statement of its own: only a new snapshot shows the rows that other workers stored meanwhile."""
+    """Judges the events of these batches that were not inserted, and records and counts what became of all of them.
+
+    `won`: what INSERT_FIRST_SIGHTINGS gave; `errors`: by position, of one batch. `positions` and `attempt` are for
+    events that had FAILED before. A statement of its own: only a new snapshot shows what others stored meanwhile.
+    """
     parameters = {
-        "batch_ids": claimed,
+        "batch_ids": batch_ids,
         "worker_id": worker_id,
         "won_batch_ids": [batch_id for batch_id, _ in won],
-        "won_positions": [positions for _, positions in won],
+        "won_positions": [winners for _, winners in won],
         "failed_positions": list(errors),
         "errors": list(errors.values()),
+        "positions": positions,
+        "attempt": attempt,
     }
     connection.execute(RECORD_OUTCOME, parameters, prepare=True)

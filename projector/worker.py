@@ -7,7 +7,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +16,7 @@ import redis
 
 from chronicle import broker, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway
-from projector.projection import project, project_apart
+from projector.projection import abandon, project, project_apart
 
 MOST_TICKETS = 16
 MOST_EVENTS = 5_000
@@ -28,8 +28,8 @@ OVERDUE_SECONDS = 1.0
 SWEEP_SECONDS = 2.0
 """How often a busy worker looks for overdue batches and for tickets that others left."""
 
-MOST_ATTEMPTS = 3
-"""So often a batch is tried as a whole before its events are tried one by one."""
+ALONE, APART, NO_MORE = 2, 3, 10
+"""A batch that came back so often is projected alone, then event by event, then no more: its events become FAILED."""
 
 ABANDONED_MILLISECONDS = 30_000
 PAUSE_SECONDS = 0.2
@@ -84,20 +84,31 @@ class Worker:
         with self._turn:
             if self._stop.is_set():
                 return False
+            again = self._own_pending
             tickets = self._tickets()
             if len(tickets) < MOST_TICKETS:
-                return self._work_off(connection, tickets)
-        return self._work_off(connection, tickets)
+                return self._work_off(connection, tickets, again=again)
+        return self._work_off(connection, tickets, again=again)
 
-    def _work_off(self, connection: psycopg.Connection[Any], tickets: dict[str, UUID]) -> bool:
-        batch_ids = list(dict.fromkeys(tickets.values()))
+    def _work_off(self, connection: psycopg.Connection[Any], tickets: dict[str, UUID], *, again: bool) -> bool:
+        """Projects what the tickets name; `again`: they were handed out before, and nobody acknowledged them."""
+        batch_ids = list(tickets.values())
+        returned = batch_ids if again else []
         if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
-            batch_ids += [batch_id for batch_id in self._overdue(connection) if batch_id not in batch_ids]
-        for group in self._bounded(connection, batch_ids):
+            returned = [*returned, *self._overdue(connection)]
+        batches = {}
+        with database.ours():
+            if batch_ids:
+                batches = {row[0]: row for row in connection.execute(SIZES, {"batch_ids": batch_ids}, prepare=True)}
+            if returned:
+                # Counted, and committed, before the try: also a try that ends this process counts.
+                came_back = connection.execute(COUNT_ATTEMPT, {"batch_ids": returned}, prepare=True)
+                batches |= {row[0]: row for row in came_back}
+        for group in _bounded(batches.values()):
             self._project(connection, group)
         self._acknowledge(list(tickets))
-        return bool(batch_ids)
+        return bool(tickets or batches)
 
     def _connect(self) -> psycopg.Connection[Any]:
         if self._connection is None:
@@ -184,53 +195,78 @@ class Worker:
         oldest = [row[0] for row in rows]
         return random.sample(oldest, min(MOST_TICKETS, len(oldest)))
 
-    def _bounded(self, connection: psycopg.Connection[Any], batch_ids: list[UUID]) -> Iterator[list[UUID]]:
-        """The batches in groups of at most MOST_EVENTS events; those that are no longer in flight are left out."""
-        group: list[UUID] = []
-        events = 0
-        if batch_ids:
-            with database.ours():
-                rows = connection.execute(SIZES, {"batch_ids": batch_ids}, prepare=True).fetchall()
-            for batch_id, count in rows:
-                if group and events + count > MOST_EVENTS:
-                    yield group
-                    group, events = [], 0
-                group.append(batch_id)
-                events += count
-        if group:
-            yield group
-
-    def _project(self, connection: psycopg.Connection[Any], group: list[UUID]) -> None:
+    def _project(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
         """Projects a group; where it fails, each batch alone, so that a bad one does not hold up the others."""
+        batch_id, _, attempts = group[0]
         try:
-            with database.ours():
-                project(connection, group, self.worker_id)
-        except psycopg.Error as error:
-            if len(group) == 1:
-                self._refused(connection, group[0], error)
-            for batch_id in group if len(group) > 1 else ():
-                self._project(connection, [batch_id])
-
-    def _refused(self, connection: psycopg.Connection[Any], batch_id: UUID, error: psycopg.Error) -> None:
-        """PostgreSQL refused a batch: it is tried again a few times, then event by event."""
-        log.error("batch refused", batch_id=str(batch_id), worker_id=self.worker_id, error=str(error).strip())
-        with database.ours():
-            attempts = database.value(connection, COUNT_ATTEMPT, [batch_id])
-            if attempts and attempts >= MOST_ATTEMPTS:
+            if attempts >= NO_MORE:
+                abandon(connection, batch_id, self.worker_id, f"given up: {attempts} attempts ended the session")
+                log.error("batch given up", batch_id=str(batch_id), worker_id=self.worker_id, attempts=attempts)
+            elif attempts >= APART:
                 errors = project_apart(connection, batch_id, self.worker_id)
                 log.error("events failed", batch_id=str(batch_id), worker_id=self.worker_id, events=len(errors))
+            else:
+                project(connection, [batch[0] for batch in group], self.worker_id)
+        except psycopg.OperationalError as error:
+            self._not_their_fault(connection, group)
+            raise DatabaseAway(str(error).strip()) from error
+        except psycopg.Error as error:
+            log.error("refused", batch_id=str(batch_id), worker_id=self.worker_id, error=str(error).strip())
+            for batch in group if len(group) > 1 else ():
+                self._project(connection, [batch])
+
+    def _not_their_fault(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
+        """A lock that was not free or a disk that was full counts for nothing; the end of the session does."""
+        if not connection.broken:
+            with database.ours():
+                connection.execute(FORGIVE_ATTEMPT, {"batch_ids": [batch[0] for batch in group]})
+
+
+Batch = tuple[UUID, int, int]
+"""Id, number of events, and how often it came back."""
+
+
+def _bounded(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """The batches in groups of at most MOST_EVENTS events; one that came back repeatedly is a group of its own."""
+    group: list[Batch] = []
+    events = 0
+    for batch in batches:
+        _, size, attempts = batch
+        if attempts >= ALONE:
+            yield [batch]
+            continue
+        if group and events + size > MOST_EVENTS:
+            yield group
+            group, events = [], 0
+        group.append(batch)
+        events += size
+    if group:
+        yield group
 
 
 OVERDUE = """
 SELECT batch_id FROM outbox
 WHERE received_at < clock_timestamp() - make_interval(secs => %(seconds)s)
+  AND received_at < clock_timestamp() - make_interval(secs => %(seconds)s * power(2, least(attempts, 5)))
 ORDER BY received_at
 LIMIT 256
 """
 
-SIZES = "SELECT batch_id, event_count FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY received_at"
+SIZES = """
+SELECT batch_id, event_count, attempts FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY received_at
+"""
 
-COUNT_ATTEMPT = "UPDATE outbox SET attempts = attempts + 1 WHERE batch_id = %s RETURNING attempts"
+COUNT_ATTEMPT = """
+WITH held AS (
+    SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE
+)
+UPDATE outbox SET attempts = attempts + 1 FROM held WHERE outbox.batch_id = held.batch_id
+RETURNING outbox.batch_id, outbox.event_count, outbox.attempts
+"""
+
+FORGIVE_ATTEMPT = """
+UPDATE outbox SET attempts = attempts - 1 WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND attempts > 0
+"""
 
 
 def _named(entries: list[tuple[str, dict[str, str]]]) -> dict[str, UUID]:

@@ -73,7 +73,7 @@ WITH newest AS MATERIALIZED (
     ORDER BY f.recorded_at DESC, f.fact_id DESC
     LIMIT %(limit)s + 2
 ), enough AS MATERIALIZED (
-    SELECT batch_id, action,
+    SELECT batch_id, action, fact_id,
            sum(CASE WHEN fact_id = %(fact_id)s::bigint THEN 0 ELSE event_count END)
                OVER (ORDER BY recorded_at DESC, fact_id DESC ROWS UNBOUNDED PRECEDING) - event_count AS before
     FROM newest
@@ -84,7 +84,8 @@ UNFOLD_NEWEST = f"""{RECORDS}
 FROM enough
 CROSS JOIN LATERAL (
     SELECT * FROM audit_log
-    WHERE audit_log.batch_id = enough.batch_id AND audit_log.action = enough.action AND {{about}}
+    WHERE audit_log.batch_id = enough.batch_id AND audit_log.action = enough.action
+      AND audit_log.fact_id = enough.fact_id AND {{about}}
     OFFSET 0
 ) AS a
 WHERE enough.before <= %(limit)s

@@ -83,6 +83,13 @@ def upgrade() -> None:
         sa.Column("batch_id", sa.Uuid(), nullable=False),
         sa.Column("action", sa.Text(), nullable=False),
         sa.Column(
+            "attempt",
+            sa.SmallInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="above 0: the outcome of events that had FAILED and were tried again",
+        ),
+        sa.Column(
             "recorded_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
         ),
         sa.Column(
@@ -118,7 +125,7 @@ def upgrade() -> None:
             "action IN ('RECEIVED', 'QUEUED', 'PROCESSED', 'DROPPED', 'FAILED')", name="ck_facts_action"
         ),
         sa.CheckConstraint("event_count > 0", name="ck_facts_event_count"),
-        sa.PrimaryKeyConstraint("batch_id", "action", name="pk_facts"),
+        sa.PrimaryKeyConstraint("batch_id", "action", "attempt", name="pk_facts"),
         comment="The ledger: one immutable fact about one batch",
     )
     op.create_index("ix_facts_action_recorded_at", "facts", ["action", "recorded_at", "id"], unique=False)
@@ -131,7 +138,7 @@ def upgrade() -> None:
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("event_id", "topic", "batch_id", "position", name="pk_failed_events"),
-        comment="An event that could not be projected: where it is in the ledger, and the error",
+        comment="An event that could not be projected, and was not since: where it is in the ledger, and the error",
     )
     op.create_table(
         "outbox",

@@ -1,0 +1,84 @@
+"""`chronicle failed`: events that became FAILED, and trying them again once the cause is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from rich.console import Console
+from rich.table import Column, Table
+
+from chronicle import database
+from chronicle.errors import DatabaseAway
+from projector.projection import insert_apart, record_outcome
+
+MOST_SHOWN = 1000
+
+MATCHES = "(%(topic)s::text IS NULL OR topic = %(topic)s) AND (%(event_id)s::text IS NULL OR event_id = %(event_id)s)"
+
+LIST = f"""
+SELECT topic, event_id, batch_id, position, error FROM failed_events
+WHERE {MATCHES}
+ORDER BY topic, event_id, batch_id, position
+LIMIT {MOST_SHOWN}
+"""
+
+BATCHES = f"SELECT DISTINCT batch_id FROM failed_events WHERE {MATCHES} ORDER BY batch_id"
+
+HOLD = f"""
+SELECT position FROM failed_events WHERE batch_id = %(batch_id)s AND {MATCHES} ORDER BY position FOR UPDATE
+"""
+
+NEXT_ATTEMPT = "SELECT max(attempt) + 1 FROM facts WHERE batch_id = %s"
+
+FORGET = "DELETE FROM failed_events WHERE batch_id = %(batch_id)s AND position = ANY (%(positions)s::int[])"
+
+
+def show(url: str, topic: str | None, event_id: str | None) -> None:
+    """Prints the failed events with this topic and event_id, each None where it does not count."""
+    with database.connect(url, "failed") as connection, database.ours():
+        rows = connection.execute(LIST, {"topic": topic, "event_id": event_id}).fetchall()
+    table = Table("topic", "event_id", "batch_id", "position", Column("error", overflow="fold"))
+    for row in rows:
+        table.add_row(*map(str, row))
+    console = Console()
+    if rows:
+        console.print(table, markup=False)
+    console.print(f"{len(rows)} failed events" + (" or more" if len(rows) == MOST_SHOWN else ""), markup=False)
+
+
+def retry(url: str, topic: str | None, event_id: str | None) -> bool:
+    """Tries the failed events with this topic and event_id again, batch by batch, and prints what became of them.
+
+    True where none failed again. Raises DatabaseAway.
+    """
+    tried = again = 0
+    filters = {"topic": topic, "event_id": event_id}
+    with database.connect(url, "failed") as connection, database.ours():
+        worker_id = database.value(connection, *database.lane_query(0))
+        if worker_id is None:
+            raise DatabaseAway("no free worker_id: too many workers")
+        for (batch_id,) in connection.execute(BATCHES, filters).fetchall():
+            held, errors = retry_batch(connection, batch_id, worker_id, filters)
+            tried, again = tried + held, again + len(errors)
+            for position, error in errors.items():
+                Console(stderr=True).print(f"batch {batch_id} position {position}: {error}", markup=False)
+    Console().print(f"{tried} tried again, {tried - again} succeeded, {again} failed again", markup=False)
+    return not again
+
+
+def retry_batch(
+    connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int, filters: dict[str, str | None]
+) -> tuple[int, dict[int, str]]:
+    """Tries a batch's failed events again in one transaction: how many there were, and the errors by position."""
+    errors: dict[int, str] = {}
+    with connection.transaction():
+        rows = connection.execute(HOLD, filters | {"batch_id": batch_id}).fetchall()
+        held = [row[0] for row in rows]
+        won = [winner for position in held for winner in insert_apart(connection, batch_id, position, position, errors)]
+        if succeeded := [position for position in held if position not in errors]:
+            attempt = database.value(connection, NEXT_ATTEMPT, [batch_id])
+            record_outcome(connection, [batch_id], worker_id, won, {}, positions=succeeded, attempt=attempt)
+            connection.execute(FORGET, {"batch_id": batch_id, "positions": succeeded})
+    return len(held), errors

@@ -1,0 +1,159 @@
+"""Events that failed: shown, tried again, and recorded as facts like any other; a batch that kills its worker."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import event, receive
+from servers import eventually
+
+from chronicle import database, rebuild, verify
+from chronicle.errors import DatabaseAway
+from command.dispatch import Dispatcher
+from projector import failed
+from projector.projection import project_apart
+from projector.worker import NO_MORE, Worker
+
+POISON = "ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id NOT LIKE 'poison%') NOT VALID"
+CURE = "ALTER TABLE processed_events DROP CONSTRAINT poison"
+
+
+async def poison(url: str, db: psycopg.Connection[Any]) -> None:
+    db.execute(POISON)
+    same, other = event("a"), event("poison-1", payload={"n": 2})
+    batches = await receive(url, [event("a"), event("poison-1"), event("poison-2", topic="u")], [same, other])
+    for batch_id in batches:
+        project_apart(db, batch_id, 0)
+
+
+def broken(url: str) -> list[str]:
+    return [name for _, name, violations in verify.run(url) if violations]
+
+
+async def test_failed_events_are_shown_with_their_errors(
+    database_url: str, db: psycopg.Connection[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    await poison(database_url, db)
+    failed.show(database_url, None, None)
+    shown = capsys.readouterr().out
+    assert "3 failed events" in shown
+    assert "poison-2" in shown
+    failed.show(database_url, "u", None)
+    assert "1 failed events" in capsys.readouterr().out
+
+
+async def test_a_retry_while_the_cause_is_there_changes_nothing(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await poison(database_url, db)
+    facts = db.execute("SELECT * FROM facts").fetchall()
+    assert not failed.retry(database_url, None, None)
+    assert db.execute("SELECT * FROM facts").fetchall() == facts
+    assert db.execute("SELECT count(*) FROM failed_events").fetchone() == (3,)
+    assert broken(database_url) == []
+
+
+async def test_a_retry_that_succeeds_is_recorded_and_counted(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await poison(database_url, db)
+    db.execute(CURE)
+    assert failed.retry(database_url, None, None)
+    assert db.execute("SELECT count(*) FROM failed_events").fetchone() == (0,)
+    assert db.execute("SELECT sum(received), sum(processed), sum(dropped), sum(failed) FROM stats").fetchone() == (
+        5,
+        3,
+        2,
+        0,
+    )
+    trail = db.execute(
+        "SELECT action, reason FROM audit_log WHERE event_id = 'poison-1' AND worker_id IS NOT NULL ORDER BY created_at"
+    ).fetchall()
+    assert [row[0] for row in trail] == ["FAILED", "FAILED", "PROCESSED", "DROPPED"]
+    assert trail[3] == ("DROPPED", "conflict")
+    assert broken(database_url) == []
+
+
+async def test_one_event_can_be_tried_alone(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await poison(database_url, db)
+    db.execute(CURE)
+    assert failed.retry(database_url, "u", "poison-2")
+    assert db.execute("SELECT DISTINCT event_id FROM failed_events").fetchall() == [("poison-1",)]
+    assert failed.retry(database_url, None, None)
+    assert broken(database_url) == []
+
+
+async def test_two_retries_at_once_store_each_event_once(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await poison(database_url, db)
+    db.execute(CURE)
+    threads = [threading.Thread(target=failed.retry, args=(database_url, None, None)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert db.execute("SELECT sum(processed), sum(dropped), sum(failed) FROM stats").fetchone() == (3, 2, 0)
+    assert broken(database_url) == []
+
+
+async def test_a_rebuild_knows_what_was_retried(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await poison(database_url, db)
+    db.execute(CURE)
+    assert failed.retry(database_url, "u", None)
+    for table in ("processed_events", "failed_events", "stats", "dropped_events", "fact_topics"):
+        db.execute(f"DELETE FROM {table}")
+    rebuild.rebuild(database_url)
+    assert db.execute("SELECT DISTINCT event_id FROM failed_events").fetchall() == [("poison-1",)]
+    assert broken(database_url) == []
+
+
+KILLER = """
+CREATE FUNCTION killer() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.event_id = 'killer' THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER killer BEFORE INSERT ON processed_events FOR EACH ROW EXECUTE FUNCTION killer()
+"""
+
+
+async def test_a_batch_that_ends_its_workers_session_each_time_is_given_up(
+    database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    db.execute(KILLER)
+    stop = threading.Event()
+    workers = [threading.Thread(target=Worker(database_url, queue, stop).run) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        batch_ids = await receive(database_url, [event("a")], [event("killer"), event("b")], [event("c")])
+        dispatcher = Dispatcher(database_url, queue)
+        await dispatcher.dispatch(batch_ids)
+        await dispatcher.close()
+        eventually(lambda: database.value(db, "SELECT count(*) FROM processed_events") == 2)
+        eventually(lambda: database.value(db, "SELECT count(*) FROM outbox") == 0, timeout=60)
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+    errors = db.execute("SELECT event_id, error FROM failed_events ORDER BY event_id").fetchall()
+    assert [row[0] for row in errors] == ["b", "killer"]
+    assert f"{NO_MORE} attempts" in errors[0][1]
+    assert broken(database_url) == []
+
+
+async def test_a_lock_that_is_held_for_long_counts_as_no_attempt(
+    worker: Worker, database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(database.SESSION, "lock_timeout", "100ms")
+    await receive(database_url, [event("a")])
+    with database.connect(database_url, "holder") as holder, holder.transaction():
+        holder.execute("LOCK TABLE processed_events IN ACCESS EXCLUSIVE MODE")
+
+        def times_out() -> bool:
+            try:
+                worker.run_once()
+            except DatabaseAway as error:
+                return "lock timeout" in str(error)
+            return False
+
+        eventually(times_out)
+    assert db.execute("SELECT attempts FROM outbox").fetchall() == [(0,)]
