@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import socket
+import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -21,6 +24,7 @@ from chronicle.errors import ChronicleError, InvalidRequest, Problem, TooLarge
 
 RETRY_AFTER_SECONDS = 1
 MOST_PROBLEMS = 10
+STOP_SECONDS = 8
 
 log = logs.get(__name__)
 
@@ -128,4 +132,15 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=3,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose stop is bounded: what waits for a database that does not answer is left behind."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal asks for the stop."""
+        last = threading.Timer(STOP_SECONDS, os._exit, (1,))
+        last.daemon = True
+        last.start()
+        super().handle_exit(sig, frame)

@@ -33,15 +33,19 @@ PATIENCE_SECONDS = 5
 
 NOT_STORABLE = "a value that PostgreSQL cannot store"
 
+OVERLOAD_SECONDS = 2
+"""Once the oldest request has waited so long for its batch to begin, others are refused at once."""
+
 log = logs.get(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One request: its events, its size in bytes, and the future that its commit resolves."""
+    """One request: its events, its size in bytes, when it came, and the future that its commit resolves."""
 
     events: Events
     size: int
+    since: float
     done: asyncio.Future[None]
 
 
@@ -65,7 +69,7 @@ class Receiver:
         refused.
         """
         self._admit(len(events), size)
-        waiting = Waiting(events, size, asyncio.get_running_loop().create_future())
+        waiting = Waiting(events, size, time.monotonic(), asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._waiting_bytes += size
         self._arrived.set()
@@ -86,6 +90,8 @@ class Receiver:
             raise Overloaded("too many bytes wait for a commit: try again later")
         if self._in_flight + count > self._settings.chronicle_max_in_flight:
             raise Overloaded("too many events are in flight: try again later")
+        if self._queue and time.monotonic() - self._queue[0].since > OVERLOAD_SECONDS:
+            raise Overloaded("requests wait too long for a commit: try again later")
         if self._away_since and time.monotonic() - self._away_since > PATIENCE_SECONDS:
             raise DatabaseAway
 
@@ -159,6 +165,7 @@ class Receiver:
                 log.warning("commit is tried again", batch_id=str(batch_id), error=str(error))
                 await asyncio.sleep(0.1)
             else:
+                self._in_flight += len(events)  # until the next look at the database
                 self._committed(batch_id)
                 _resolve(requests, None)
                 return current

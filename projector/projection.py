@@ -77,8 +77,8 @@ WITH won AS (
 ), outcome AS (
     INSERT INTO facts
         (batch_id, action, attempt, recorded_at, lane, worker_id, event_count, positions, conflicts, errors)
-    SELECT j.batch_id, j.action, %(attempt)s::int, greatest(clock_timestamp(), q.recorded_at), %(worker_id)s, %(worker_id)s,
-           count(*),
+    SELECT j.batch_id, j.action, %(attempt)s::int, greatest(clock_timestamp(), q.recorded_at),
+           %(worker_id)s, %(worker_id)s, count(*),
            CASE WHEN count(*) < q.event_count OR j.action = 'FAILED' OR %(attempt)s::int > 0
                 THEN array_agg(j.position ORDER BY j.position) END,
            CASE WHEN j.action = 'DROPPED' THEN c.positions END,

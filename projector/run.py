@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 from chronicle import logs
 from projector.worker import Worker
+
+STOP_SECONDS = 8
+"""A worker that has not ended its batch by then waits for a server that does not answer; its transaction rolls back."""
 
 log = logs.get(__name__)
 
@@ -25,8 +29,13 @@ def run(database_url: str, redis_url: str, workers: int) -> None:
     for thread in threads:
         thread.start()
     log.info("projector started", workers=workers)
+    stop.wait()
+    deadline = time.monotonic() + STOP_SECONDS
     for thread in threads:
-        thread.join()
+        thread.join(max(deadline - time.monotonic(), 0))
+    if any(thread.is_alive() for thread in threads):
+        log.error("workers do not come back from PostgreSQL or Redis: stopped without them")
+        os._exit(1)
     log.info("projector stopped")
 
 
