@@ -1,5 +1,6 @@
-"""(2) dispatch: a ticket for each committed batch goes to Redis, then a QUEUED fact says so.
+"""(2) dispatch: each committed batch gets its QUEUED fact, then its ticket goes to Redis.
 
+The fact comes first: after the ticket it would wait for the worker that is already projecting the batch.
 Nothing depends on it: a batch whose ticket was not sent, or was lost, is found in the outbox by the workers, who
 also write its QUEUED fact.
 """
@@ -25,7 +26,7 @@ log = logs.get(__name__)
 
 
 class Dispatcher:
-    """Sends tickets and records that they were sent, as many together as there are."""
+    """Records that batches are queued and sends their tickets, as many together as there are."""
 
     def __init__(self, database_url: str, redis_url: str) -> None:
         self._url = database_url
@@ -60,12 +61,12 @@ class Dispatcher:
             await self._writer.close()
 
     async def dispatch(self, batch_ids: list[UUID]) -> bool:
-        """One step: tickets, then QUEUED facts. False where Redis or PostgreSQL is away: workers find the batches."""
+        """One step: QUEUED facts, then tickets. False where Redis or PostgreSQL is away: workers find the batches."""
         if time.monotonic() < self._away_until:
             return False
         try:
-            await self._send(batch_ids)
             await self._record(batch_ids)
+            await self._send(batch_ids)
         except BrokerAway as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             log.warning("tickets not sent", error=str(error), batches=len(batch_ids))
