@@ -28,7 +28,10 @@ FROM facts f
 WHERE f.recorded_at >= %(since)s AND NOT EXISTS (SELECT FROM rebuild.replayed r WHERE r.id = f.id)
 """
 
-FRESH = "(SELECT facts.* FROM rebuild.fresh JOIN facts USING (batch_id, action, attempt))"
+FRESH = """(
+    SELECT audit_log.*
+    FROM rebuild.fresh n JOIN audit_log ON audit_log.batch_id = n.batch_id AND audit_log.fact_id = n.id
+)"""
 
 REMOVE_RETRIED = """
 DELETE FROM rebuild.failed_events d
@@ -37,7 +40,7 @@ WHERE f.attempt > 0 AND d.batch_id = f.batch_id AND d.position = ANY (f.position
 """
 
 ADD_STATS = f"""
-INSERT INTO rebuild.stats ({COLUMNS["stats"]}) {LEDGER_SAYS["stats"].format(facts=FRESH)}
+INSERT INTO rebuild.stats ({COLUMNS["stats"]}) {LEDGER_SAYS["stats"].format(audit_log=FRESH)}
 ON CONFLICT (topic, lane) DO UPDATE SET
     received = stats.received + excluded.received, queued = stats.queued + excluded.queued,
     processed = stats.processed + excluded.processed, dropped = stats.dropped + excluded.dropped,
@@ -90,7 +93,7 @@ def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
         connection.execute("ANALYZE rebuild.fresh")
         for table in tables.READ_MODELS:
             if table != "stats":
-                rows = LEDGER_SAYS[table].format(facts=FRESH)
+                rows = LEDGER_SAYS[table].format(audit_log=FRESH)
                 connection.execute(f"INSERT INTO {SCHEMA}.{table} ({COLUMNS[table]}) {rows}")
         connection.execute(REMOVE_RETRIED)
         connection.execute(ADD_STATS)

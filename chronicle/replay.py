@@ -5,8 +5,6 @@ Decisions are replayed, never taken again: the positions in PROCESSED and DROPPE
 
 from __future__ import annotations
 
-CHOSEN = "e.batch_id = f.batch_id AND (f.positions IS NULL OR e.position = ANY (f.positions))"
-
 COLUMNS = {
     "processed_events": 'event_id, topic, source, payload, "timestamp", batch_id, position',
     "dropped_events": "event_id, topic, batch_id, position, reason",
@@ -16,39 +14,35 @@ COLUMNS = {
 }
 
 LEDGER_SAYS = {
-    "processed_events": f"""
+    "processed_events": """
         SELECT e.event_id, e.topic, e.source, e.payload, e."timestamp", e.batch_id, e.position
-        FROM {{facts}} f JOIN received_events e ON {CHOSEN}
-        WHERE f.action = 'PROCESSED'
+        FROM {audit_log} a JOIN received_events e ON e.batch_id = a.batch_id AND e.position = a.position
+        WHERE a.action = 'PROCESSED'
     """,
-    "dropped_events": f"""
-        SELECT e.event_id, e.topic, e.batch_id, e.position,
-               CASE WHEN e.position = ANY (f.conflicts) THEN 'conflict' ELSE 'duplicate' END AS reason
-        FROM {{facts}} f JOIN received_events e ON {CHOSEN}
-        WHERE f.action = 'DROPPED'
+    "dropped_events": """
+        SELECT a.event_id, a.topic, a.batch_id, a.position, a.reason FROM {audit_log} a WHERE a.action = 'DROPPED'
     """,
-    "failed_events": f"""
-        SELECT e.event_id, e.topic, e.batch_id, e.position,
-               f.errors[array_position(f.positions, e.position)] AS error
-        FROM {{facts}} f JOIN received_events e ON {CHOSEN}
-        WHERE f.action = 'FAILED' AND NOT EXISTS (
+    "failed_events": """
+        SELECT a.event_id, a.topic, a.batch_id, a.position, a.reason AS error
+        FROM {audit_log} a
+        WHERE a.action = 'FAILED' AND NOT EXISTS (
             SELECT FROM facts later
-            WHERE later.batch_id = f.batch_id AND later.attempt > f.attempt AND e.position = ANY (later.positions)
+            WHERE later.batch_id = a.batch_id AND later.attempt > a.attempt AND a.position = ANY (later.positions)
         )
     """,
-    "fact_topics": f"""
-        SELECT e.topic, f.action, f.recorded_at, f.id AS fact_id, f.batch_id, count(*)::int AS event_count
-        FROM {{facts}} f JOIN received_events e ON {CHOSEN}
-        GROUP BY e.topic, f.action, f.recorded_at, f.id, f.batch_id
+    "fact_topics": """
+        SELECT a.topic, a.action, a.created_at AS recorded_at, a.fact_id, a.batch_id, count(*)::int AS event_count
+        FROM {audit_log} a
+        GROUP BY a.topic, a.action, a.created_at, a.fact_id, a.batch_id
     """,
-    "stats": f"""
-        SELECT e.topic, f.lane, count(*) FILTER (WHERE f.action = 'RECEIVED') AS received,
-               count(*) FILTER (WHERE f.action = 'QUEUED') AS queued,
-               count(*) FILTER (WHERE f.action = 'PROCESSED') AS processed,
-               count(*) FILTER (WHERE f.action = 'DROPPED') AS dropped,
-               count(*) FILTER (WHERE f.action = 'FAILED') - count(*) FILTER (WHERE f.attempt > 0) AS failed
-        FROM {{facts}} f JOIN received_events e ON {CHOSEN}
-        GROUP BY e.topic, f.lane
+    "stats": """
+        SELECT a.topic, a.lane, count(*) FILTER (WHERE a.action = 'RECEIVED') AS received,
+               count(*) FILTER (WHERE a.action = 'QUEUED') AS queued,
+               count(*) FILTER (WHERE a.action = 'PROCESSED') AS processed,
+               count(*) FILTER (WHERE a.action = 'DROPPED') AS dropped,
+               count(*) FILTER (WHERE a.action = 'FAILED') - count(*) FILTER (WHERE a.attempt > 0) AS failed
+        FROM {audit_log} a
+        GROUP BY a.topic, a.lane
     """,
 }
-"""For each read model, the rows that the facts of the relation `{facts}` (aliased f) make, in the order of COLUMNS."""
+"""For each read model, the rows that the records of the relation `{audit_log}` make, in the order of COLUMNS."""

@@ -29,7 +29,7 @@ class Check:
 def _same_rows(table: str) -> str:
     """Violations: rows that the table has and the ledger does not say, and the other way round."""
     columns = COLUMNS[table].replace("payload", "payload::text AS payload")
-    ledger = f"SELECT {columns} FROM ({LEDGER_SAYS[table].format(facts='facts')}) AS l"
+    ledger = f"SELECT {columns} FROM ({LEDGER_SAYS[table].format(audit_log='audit_log')}) AS l"
     live = f"SELECT {columns} FROM {table}"
     return f"""
         SELECT 'not in the ledger: ' || left(extra::text, 200) FROM (({live}) EXCEPT ALL ({ledger})) AS extra

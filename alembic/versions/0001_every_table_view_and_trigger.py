@@ -25,7 +25,7 @@ SELECT f.id * 65536 + e.position AS id, e.event_id, e.topic, e.source, f.action,
            WHEN 'DROPPED' THEN CASE WHEN e.position = ANY (f.conflicts) THEN 'conflict' ELSE 'duplicate' END
            WHEN 'FAILED' THEN f.errors[array_position(f.positions, e.position)]
        END AS reason,
-       f.recorded_at AS created_at, f.id AS fact_id, f.batch_id, e.position, f.lane
+       f.recorded_at AS created_at, f.id AS fact_id, f.batch_id, e.position, f.lane, f.attempt
 FROM facts f
 JOIN facts r ON r.batch_id = f.batch_id AND r.action = 'RECEIVED'
 CROSS JOIN LATERAL (
