@@ -1,28 +1,18 @@
-"""A migrated database and an empty queue for each test, and short ways to publish, project and read."""
+"""A migrated database and an empty queue for each test."""
 
 from __future__ import annotations
 
-import json
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from given import other_database
 
 from chronicle import broker, database
-from chronicle.events import Events, decode
-from chronicle.ledger import new_batch_id
-from command.receive import Writer
 from projector.worker import Worker
-
-
-def other_database(url: str, name: str) -> str:
-    """The URL of another database of the same server."""
-    parts = conninfo_to_dict(url)
-    return f"postgresql://{parts['user']}:{parts['password']}@{parts['host']}:{parts['port']}/{name}"
 
 
 @pytest.fixture(scope="session")
@@ -76,36 +66,3 @@ def worker(database_url: str, queue: str) -> Iterator[Worker]:
     worker = Worker(database_url, queue, threading.Event())
     yield worker
     worker.close()
-
-
-def event(event_id: str, topic: str = "t", **other: Any) -> dict[str, Any]:
-    """An event as a publisher would send it."""
-    return {
-        "event_id": event_id,
-        "topic": topic,
-        "source": "test",
-        "payload": {"message": event_id},
-        "timestamp": "2025-01-01T00:00:00Z",
-    } | other
-
-
-def columns(*events: dict[str, Any]) -> Events:
-    """The events as the command side holds them once they are checked."""
-    return decode(json.dumps({"events": events}).encode(), 10_000)
-
-
-async def receive(url: str, *batches: Sequence[dict[str, Any]]) -> list[uuid.UUID]:
-    """Records each batch as received; its id."""
-    writer = await Writer.open(url)
-    ids = []
-    for events in batches:
-        ids.append(new_batch_id())
-        await writer.record_received(ids[-1], columns(*events))
-    await writer.close()
-    return ids
-
-
-def actions(connection: psycopg.Connection[Any]) -> list[tuple[str, str, str | None]]:
-    """What the audit log says: event_id, action and reason, in order."""
-    rows = connection.execute("SELECT event_id, action, reason FROM audit_log ORDER BY created_at, id").fetchall()
-    return [tuple(row) for row in rows]

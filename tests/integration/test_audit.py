@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import event, receive
+from given import event, receive
 
 from chronicle import database
 from projector.projection import project

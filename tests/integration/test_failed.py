@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import event, receive
+from given import event, receive
 from servers import eventually
 
 from chronicle import database, rebuild, verify

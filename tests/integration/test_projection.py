@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import psycopg
-from conftest import actions, event, receive
+from given import actions, event, receive
 
 from chronicle import database
 from projector.projection import project, project_apart

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import event, receive
+from given import event, receive
 
 from chronicle import broker, database, rebuild, verify
 from chronicle.errors import ChronicleError

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from conftest import columns, event, receive
+from given import columns, event, receive
 
 from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded
 from chronicle.events import Events

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
-from conftest import event, receive
+from given import event, receive
 from psycopg import errors as pg
 
 from chronicle import database, ledger, tables

@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import event, receive
+from given import event, receive
 
 from chronicle import broker, verify
 from projector.projection import project, project_apart

@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 import pytest
 import redis
-from conftest import event, receive
+from given import event, receive
 from servers import eventually
 
 from chronicle import broker, database
