@@ -205,9 +205,9 @@ def migrate(url: str) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             given: Any = connection.connection.driver_connection
-            roles.grant(given)
-            connection.commit()
-            roles.warn_of_missing(given)
+            with given.transaction():
+                roles.grant(given)
+                roles.warn_of_missing(given)
     except sqlalchemy.exc.DBAPIError as error:
         raise DatabaseAway(f"cannot migrate: {_first_line(error.orig or error)}") from error
     except psycopg.OperationalError as error:
@@ -228,7 +228,7 @@ DURABILITY = """
 SELECT coalesce(array_agg(name ORDER BY name), '{}') FROM pg_settings
 WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND reset_val = 'off'
 """
-"""The settings that are off and must be on. `reset_val` is what the database is set to; a session of ours has its own."""
+"""The settings that are off and must be on. `reset_val` is the database's own: our sessions pin theirs."""
 
 
 def check_durability(off: Sequence[str]) -> None:

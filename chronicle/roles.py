@@ -38,7 +38,7 @@ GRANTS: dict[str, dict[str, str]] = {
         "received_events": "SELECT",
         VERSION_TABLE: "SELECT",
     },
-    "chronicle_query": {name: "SELECT" for name in (*metadata.tables, *VIEWS, VERSION_TABLE)},
+    "chronicle_query": dict.fromkeys((*metadata.tables, *VIEWS, VERSION_TABLE), "SELECT"),
 }
 """What each role may do. Nobody but the owner may update, delete or truncate facts, and a trigger refuses even that."""
 
