@@ -129,7 +129,7 @@ def read_pool(url: str, service: str, size: int) -> AsyncConnectionPool[psycopg.
 
 @contextmanager
 def ours() -> Iterator[None]:
-    """Turns psycopg's errors into ours: a connection that fails or is refused, a schema or a privilege that is missing."""
+    """Turns psycopg's errors into ours: a lost or refused connection, a schema or a privilege that is missing."""
     try:
         yield
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
