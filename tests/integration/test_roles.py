@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE, Popen
 from typing import Any
 
 import psycopg
@@ -14,7 +12,7 @@ import pytest
 from conftest import columns, event, new_database, other_database, receive
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from servers import eventually, own_environment
+from servers import eventually
 from structlog.testing import capture_logs
 
 from chronicle import database, rebuild, roles, verify
@@ -230,27 +228,43 @@ def drop_roles(url: str) -> None:
             connection.execute(f"DROP ROLE IF EXISTS {role}")
 
 
-def migrate_all(urls: list[str]) -> list[str]:
-    """Migrates in as many processes at once (Alembic's context is one for all threads); what failed."""
-    command = [sys.executable, "-m", "chronicle", "migrate"]
-    running = [Popen(command, env=own_environment(DATABASE_URL=url), stdout=PIPE, stderr=PIPE) for url in urls]
-    said = [process.communicate(timeout=60)[1].decode() for process in running]
-    return [text for process, text in zip(running, said, strict=True) if process.returncode]
-
-
 def role_of(url: str, service: str) -> str:
     with database.connect(url, service) as connection:
         return str(database.value(connection, "SELECT current_user::text"))
 
 
-@pytest.mark.parametrize("kind", ["SUPERUSER", "CREATEROLE"])
-def test_several_databases_of_a_cluster_make_the_roles_at_once(kind: str, fresh_cluster: str) -> None:
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_another_database_that_makes_the_roles_at_the_same_moment_is_no_obstacle(end: str, fresh_cluster: str) -> None:
     drop_roles(fresh_cluster)
-    owner = f"makes_roles_{kind.lower()}"
-    make_user(fresh_cluster, owner, kind)
-    urls = [make_database(fresh_cluster, f"{kind.lower()}_{n}", owner) for n in range(3)]
-    assert migrate_all(urls) == []
-    assert [role_of(url, "command") for url in urls] == ["chronicle_command"] * 3
+    url = make_database(fresh_cluster, "second")
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    failures: list[Exception] = []
+
+    def migrate() -> None:
+        try:
+            database.migrate(url)
+        except Exception as error:
+            failures.append(error)
+
+    with psycopg.connect(fresh_cluster, autocommit=True) as first:
+        first.execute("BEGIN")
+        first.execute("CREATE ROLE chronicle_command NOLOGIN")
+        thread = threading.Thread(target=migrate)
+        thread.start()
+        eventually(lambda: database.value(first, waiting) or not thread.is_alive())
+        first.execute(end)
+        thread.join()
+    assert failures == []
+    assert [role_of(url, service) for service in SERVICES] == list(roles.GRANTS)
+
+
+def test_a_user_who_may_make_roles_can_then_take_them_on(fresh_cluster: str) -> None:
+    drop_roles(fresh_cluster)
+    make_user(fresh_cluster, "maker", "CREATEROLE")
+    for name in ("first_of_two", "second_of_two"):
+        url = make_database(fresh_cluster, name, "maker")
+        database.migrate(url)
+        assert [role_of(url, service) for service in SERVICES] == list(roles.GRANTS)
 
 
 async def test_a_user_who_may_not_make_roles_is_told_and_works_as_before(fresh_cluster: str) -> None:
