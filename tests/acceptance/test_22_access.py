@@ -1,4 +1,4 @@
-"""Who may do what, in real processes: API keys of the environment and of a file, and a database role for each service."""
+"""Who may do what, in real processes: API keys of the environment and a file, and a database role for each service."""
 
 from __future__ import annotations
 
