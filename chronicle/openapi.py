@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from chronicle.keys import ROUTES, Keyring
+from chronicle.gate import ROUTES
+from chronicle.keys import Keyring
 
 DESCRIPTION = (
     "A publish-subscribe log aggregator. An event that was answered 200 is durable, and is stored exactly once for "

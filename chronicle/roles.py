@@ -11,13 +11,13 @@ from typing import Any
 import psycopg
 
 from chronicle import logs
-from chronicle.tables import metadata
 
 SERVICES = {"command": "chronicle_command", "projector": "chronicle_projector", "query": "chronicle_query"}
 """The role of each service. Roles belong to the whole cluster: all databases in it share them."""
 
-VERSION_TABLE = "alembic_version"
+TABLES = ("facts", "outbox", "processed_events", "dropped_events", "failed_events", "fact_topics", "stats")
 VIEWS = ("received_events", "audit_log")
+VERSION_TABLE = "alembic_version"
 
 GRANTS: dict[str, dict[str, str]] = {
     "chronicle_command": {
@@ -38,7 +38,7 @@ GRANTS: dict[str, dict[str, str]] = {
         "received_events": "SELECT",
         VERSION_TABLE: "SELECT",
     },
-    "chronicle_query": dict.fromkeys((*metadata.tables, *VIEWS, VERSION_TABLE), "SELECT"),
+    "chronicle_query": dict.fromkeys((*TABLES, *VIEWS, VERSION_TABLE), "SELECT"),
 }
 """What each role may do. Nobody but the owner may update, delete or truncate facts, and a trigger refuses even that."""
 

@@ -17,7 +17,8 @@ from starlette.routing import Route
 
 from chronicle import events, http, logs, openapi
 from chronicle.errors import InvalidRequest, TooLarge
-from chronicle.keys import ApiKeys, Keyring
+from chronicle.gate import ApiKeys
+from chronicle.keys import Keyring
 from chronicle.settings import Settings
 from command.dispatch import Dispatcher
 from command.receive import Receiver

@@ -18,7 +18,8 @@ from starlette.middleware import Middleware
 from chronicle import database, http, openapi
 from chronicle.errors import DatabaseAway
 from chronicle.events import instant
-from chronicle.keys import ApiKeys, Keyring
+from chronicle.gate import ApiKeys
+from chronicle.keys import Keyring
 from chronicle.settings import Settings
 from query import audit, cursor, events, models, stats
 

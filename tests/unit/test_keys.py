@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from chronicle import http, keys
+from chronicle import gate, http, keys
 from chronicle.errors import SettingsError
 from chronicle.settings import Settings
 from command.app import create_app as command_app
@@ -76,7 +76,7 @@ def bearer(secret: str) -> dict[str, str]:
 
 def test_every_route_is_decided_on() -> None:
     assert ROUTES.keys() == NEEDED.keys()
-    assert {path for _, path in NEEDED} == keys.ROUTES.keys()
+    assert {path for _, path in NEEDED} == gate.ROUTES.keys()
 
 
 @pytest.mark.parametrize(("app", "method", "path"), CALLS)
@@ -239,7 +239,7 @@ def test_the_document_names_the_schemes_and_what_each_operation_asks_for(app: Fa
     assert {scheme["type"] for scheme in schemes.values()} == {"http", "apiKey"}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            needed = keys.ROUTES[path]
+            needed = gate.ROUTES[path]
             assert operation.get("security") == ([{name: [needed]} for name in schemes] if needed else None), path
             assert {"401", "403"} <= operation["responses"].keys() or not needed
 
