@@ -10,7 +10,7 @@ from typing import Annotated
 import psycopg
 import typer
 
-from chronicle import logs, runfile
+from chronicle import keys, logs, runfile
 from chronicle.errors import ChronicleError, SettingsError
 from chronicle.settings import Settings
 from chronicle.up import ports
@@ -49,7 +49,9 @@ def up(host: Host = "127.0.0.1", port: Port = 8080) -> None:
     from chronicle.up import supervisor  # noqa: PLC0415
 
     logs.configure("supervisor")
-    supervisor.run(Settings.load(), host=host, port=port)
+    settings = Settings.load()
+    keys.load(settings, host)
+    supervisor.run(settings, host=host, port=port)
 
 
 @app.command()
@@ -70,7 +72,8 @@ def command(host: Host = "127.0.0.1", port: Port = 8081) -> None:
 
     logs.configure("command")
     settings = Settings.load()
-    http.serve(create_app(settings, _database(settings), _redis(settings)), ports.listen(host, port))
+    app = create_app(settings, _database(settings), _redis(settings), keyring=keys.load(settings, host))
+    http.serve(app, ports.listen(host, port))
 
 
 @app.command()
@@ -80,7 +83,9 @@ def query(host: Host = "127.0.0.1", port: Port = 8082) -> None:
     from query.app import create_app  # noqa: PLC0415
 
     logs.configure("query")
-    http.serve(create_app(_database(Settings.load()), publish=True), ports.listen(host, port))
+    settings = Settings.load()
+    app = create_app(settings, _database(settings), publish=True, keyring=keys.load(settings, host))
+    http.serve(app, ports.listen(host, port))
 
 
 @app.command(hidden=True)
@@ -93,8 +98,11 @@ def api(fd: Annotated[int, typer.Option(help="A listening socket.")]) -> None:
     logs.configure("api")
     settings = Settings.load()
     database_url, redis_url = _database(settings), _redis(settings)
-    both = http.front_door(command_app(settings, database_url, redis_url), query_app(database_url, publish=True))
-    http.serve(both, socket.socket(fileno=fd))
+    listener = socket.socket(fileno=fd)
+    keyring = keys.load(settings, listener.getsockname()[0])
+    command = command_app(settings, database_url, redis_url, keyring=keyring)
+    query = query_app(settings, database_url, publish=True, keyring=keyring)
+    http.serve(http.front_door(command, query), listener)
 
 
 @app.command()
@@ -137,6 +145,7 @@ def publish(
         file=file,
         seed=seed,
         concurrency=concurrency,
+        headers=keys.bearer(settings),
     )
     raise typer.Exit(run.publish(options))
 

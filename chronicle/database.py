@@ -18,7 +18,8 @@ from psycopg.pq import Format
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from chronicle.errors import DatabaseAway, SchemaBehind, SettingsError
+from chronicle import roles
+from chronicle.errors import DatabaseAway, NotAllowed, NotDurable, SchemaBehind, SettingsError
 
 type_oids = psycopg.postgres.types
 
@@ -59,6 +60,25 @@ def _options(service: str, url: str, **session: str) -> dict[str, Any]:
     return CONNECTION | {"application_name": f"chronicle-{service}", "options": f"{settings} {given}".strip()}
 
 
+BEGIN_SESSION = """
+SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), false),
+       set_config('role', coalesce((
+           SELECT rolname::text FROM pg_roles
+           WHERE rolname = %(role)s::text AND pg_has_role(session_user, oid,
+               CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
+       ), current_setting('role')), false)
+"""
+"""What follows the connection. `synchronous_commit` is pinned, never `off`: what the database, the user or a later
+reload of the configuration says cannot weaken the promise. `local`, `remote_write` and `remote_apply` stay, since each
+waits for the disk here; what they choose is how to treat standbys. And the session takes the role of its service where
+its user may; else, as before there were roles, it keeps the rights of its user.
+"""
+
+
+def _begin_session(service: str) -> tuple[str, dict[str, str]]:
+    return BEGIN_SESSION, {"role": roles.SERVICES.get(service, "")}
+
+
 def connect(url: str, service: str, **session: str) -> psycopg.Connection[TupleRow]:
     """One connection in autocommit mode for a service (its name shows in pg_stat_activity).
 
@@ -66,6 +86,11 @@ def connect(url: str, service: str, **session: str) -> psycopg.Connection[TupleR
     """
     with ours():
         connection = psycopg.connect(url, autocommit=True, **_options(service, url, **session))
+        try:
+            connection.execute(*_begin_session(service))
+        except BaseException:
+            connection.close()
+            raise
     _adapt(connection)
     return connection
 
@@ -74,6 +99,11 @@ async def connect_async(url: str, service: str) -> psycopg.AsyncConnection[Tuple
     """The same for a service that runs in an event loop."""
     with ours():
         connection = await psycopg.AsyncConnection.connect(url, autocommit=True, **_options(service, url))
+        try:
+            await connection.execute(*_begin_session(service))
+        except BaseException:
+            await connection.close()
+            raise
     _adapt(connection)
     return connection
 
@@ -86,6 +116,10 @@ def read_pool(url: str, service: str, size: int) -> AsyncConnectionPool[psycopg.
     Statements are not prepared, so that each is planned for the filters that it has.
     """
     session = {"default_transaction_read_only": "on"}
+
+    async def configure(connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        await connection.execute(*_begin_session(service))
+
     return AsyncConnectionPool(
         url,
         kwargs=_options(service, url, **session) | {"autocommit": True, "prepare_threshold": None},
@@ -94,19 +128,22 @@ def read_pool(url: str, service: str, size: int) -> AsyncConnectionPool[psycopg.
         timeout=5,
         max_waiting=200,
         reconnect_timeout=5,
+        configure=configure,
         open=False,
     )
 
 
 @contextmanager
 def ours() -> Iterator[None]:
-    """Turns psycopg's errors of a connection that fails, or is refused, into DatabaseAway."""
+    """Turns psycopg's errors into ours: a lost or refused connection, a schema or a privilege that is missing."""
     try:
         yield
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
         raise DatabaseAway(f"PostgreSQL cannot be used: {_first_line(error)}") from error
     except pg.UndefinedTable:
         raise SchemaBehind from None
+    except pg.InsufficientPrivilege as error:
+        raise NotAllowed(f"{_first_line(error)}: run `chronicle migrate` as the owner of the tables") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -173,6 +210,10 @@ def migrate(url: str) -> None:
             config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            given: Any = connection.connection.driver_connection
+            with given.transaction():
+                roles.grant(given)
+                roles.warn_of_missing(given)
     except sqlalchemy.exc.DBAPIError as error:
         raise DatabaseAway(f"cannot migrate: {_first_line(error.orig or error)}") from error
     except psycopg.OperationalError as error:
@@ -187,6 +228,22 @@ def check_schema(version: Sequence[Any] | None) -> None:
     found = version[0] if version else "none"
     if found != head():
         raise SchemaBehind(f"the schema is at {found}, this version needs {head()}: run `chronicle migrate`")
+
+
+DURABILITY = """
+SELECT coalesce(array_agg(name ORDER BY name), '{}') FROM pg_settings
+WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND reset_val = 'off'
+"""
+"""The settings that are off and must be on. `reset_val` is the database's own: our sessions pin theirs."""
+
+
+def check_durability(off: Sequence[str]) -> None:
+    """Takes the names that DURABILITY gives; raises NotDurable, naming them."""
+    if off:
+        raise NotDurable(
+            f"PostgreSQL may lose what it has committed, for it has {' = off, '.join(off)} = off: turn that on, "
+            "or set CHRONICLE_ALLOW_UNSAFE_DATABASE=true where the loss does not matter"
+        )
 
 
 class TextArray(list[str]):

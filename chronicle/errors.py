@@ -33,6 +33,14 @@ class SchemaBehind(ChronicleError):
     """The database schema is not the one this version needs: run `chronicle migrate`."""
 
 
+class NotAllowed(ChronicleError):
+    """The database user may not do what this needs: run `chronicle migrate` as the owner of the tables."""
+
+
+class NotDurable(ChronicleError):
+    """PostgreSQL is set up to lose what it has committed."""
+
+
 class Overloaded(ChronicleError):
     """The service has too much in flight: try again later."""
 

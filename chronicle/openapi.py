@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+
+from chronicle.gate import ROUTES
+from chronicle.keys import Keyring
 
 DESCRIPTION = (
     "A publish-subscribe log aggregator. An event that was answered 200 is durable, and is stored exactly once for "
@@ -88,7 +92,24 @@ PUBLISH = {
 }
 
 
-def describe(app: FastAPI, *, publish: bool) -> None:
+SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service has any"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key in another header"},
+}
+REFUSALS = {"401": _error("No API key, or none that is valid"), "403": _error("The API key lacks the scope")}
+
+
+def _secure(schema: dict[str, Any], *, closed: bool) -> None:
+    """Names the security schemes and, where there are keys, what each operation asks for."""
+    schema.setdefault("components", {})["securitySchemes"] = SCHEMES
+    for path, operations in schema["paths"].items() if closed else ():
+        if scope := ROUTES.get(path, "admin"):
+            for operation in operations.values():
+                operation["security"] = [{scheme: [scope]} for scheme in SCHEMES]
+                operation["responses"] = operation["responses"] | REFUSALS
+
+
+def describe(app: FastAPI, *, publish: bool, keyring: Keyring = ()) -> None:
     """Gives the application its document; with `publish`, the route that FastAPI does not see."""
 
     def document() -> dict[str, Any]:
@@ -97,7 +118,8 @@ def describe(app: FastAPI, *, publish: bool) -> None:
                 title="ChronicleWeaver", version=app.version, routes=app.routes, description=DESCRIPTION
             )
             if publish:
-                schema["paths"] = {"/publish": PUBLISH} | schema["paths"]
+                schema["paths"] = {"/publish": deepcopy(PUBLISH)} | schema["paths"]
+            _secure(schema, closed=bool(keyring))
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -10,7 +10,7 @@ import tenacity
 from psycopg import errors as pg
 from sqlalchemy import MetaData, create_mock_engine
 
-from chronicle import broker, database, tables
+from chronicle import broker, database, roles, tables
 from chronicle.errors import ChronicleError
 from chronicle.replay import COLUMNS, LEDGER_SAYS
 
@@ -104,6 +104,7 @@ def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
 def _swap(connection: psycopg.Connection[Any], since: Any) -> None:
     _replay(connection, since)
     for table in tables.READ_MODELS:
+        roles.copy_privileges(connection, table, SCHEMA)
         connection.execute(f"DROP TABLE public.{table}")
         connection.execute(f"ALTER TABLE {SCHEMA}.{table} SET SCHEMA public")
     connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE")

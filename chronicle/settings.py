@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from chronicle.errors import SettingsError
@@ -37,6 +37,15 @@ class Settings(BaseSettings):
     chronicle_max_in_flight: int = Field(
         default=1_000_000, ge=1, description="events received and not yet projected at most; then publishing gets a 503"
     )
+
+    chronicle_allow_unsafe_database: bool = Field(
+        default=False, description="publish into a PostgreSQL that may lose what it has committed"
+    )
+    chronicle_api_keys: SecretStr | None = Field(
+        default=None, description="keys that clients need, `name:scope+scope:secret`, or `none`"
+    )
+    chronicle_api_keys_file: str | None = Field(default=None, description="a file of more of them, one a line")
+    chronicle_api_key: SecretStr | None = Field(default=None, description="publisher, status: the key to send")
 
     @classmethod
     def load(cls) -> Self:

@@ -8,7 +8,7 @@ import httpx2
 from rich.console import Console
 from rich.table import Column, Table
 
-from chronicle import runfile
+from chronicle import keys, runfile
 from chronicle.errors import ChronicleError
 from chronicle.settings import Settings
 
@@ -26,18 +26,21 @@ def show(settings: Settings) -> bool:
             table.add_row(name, str(part.get("pid", "-")), part.get("url", "-"))
         console.print(table, markup=False)
     url = parts.get("api", {}).get("url") or settings.aggregator_url
-    ready, stats = _ask(url, "/ready"), _ask(url, "/stats")
+    headers = keys.bearer(settings)
+    ready, stats = _ask(url, "/ready", headers), _ask(url, "/stats", headers)
     table = Table("what", "value", title=url)
     table.add_row("ready", "yes" if ready.get("status") == "ready" else str(ready.get("detail")))
+    if problems := stats.pop("detail", None):
+        table.add_row("statistics", f"{problems[0]['msg']} (CHRONICLE_API_KEY is what is sent)")
     for name, value in stats.items():
         table.add_row(name, f"{len(value)}" if isinstance(value, list) else str(value))
     console.print(table, markup=False)
     return ready.get("status") == "ready"
 
 
-def _ask(url: str, path: str) -> dict[str, Any]:
+def _ask(url: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
     try:
-        answer: dict[str, Any] = httpx2.get(url + path, timeout=5).json()
+        answer: dict[str, Any] = httpx2.get(url + path, headers=headers, timeout=5).json()
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         raise ChronicleError(f"nothing answers at {url}: {error}") from None
     return answer

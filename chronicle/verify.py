@@ -145,6 +145,12 @@ CHECKS = (
             SELECT FROM pg_trigger
             WHERE tgname = wanted AND tgrelid = 'facts'::regclass AND tgenabled IN ('O', 'A')
         )
+        UNION ALL
+        SELECT CASE held.grantee WHEN 0 THEN 'everybody' ELSE pg_get_userbyid(held.grantee)::text END
+               || ' may ' || held.privilege_type || ' facts'
+        FROM pg_class CROSS JOIN LATERAL aclexplode(relacl) AS held
+        WHERE pg_class.oid = 'facts'::regclass AND held.grantee <> relowner
+          AND held.privilege_type IN ('UPDATE', 'DELETE', 'TRUNCATE')
         """,
     ),
     Check(

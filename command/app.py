@@ -12,10 +12,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from chronicle import events, http, logs, openapi
 from chronicle.errors import InvalidRequest, TooLarge
+from chronicle.gate import ApiKeys
+from chronicle.keys import Keyring
 from chronicle.settings import Settings
 from command.dispatch import Dispatcher
 from command.receive import Receiver
@@ -27,11 +30,11 @@ LARGE_BODY = 2**20
 log = logs.get(__name__)
 
 
-def create_app(settings: Settings, database_url: str, redis_url: str) -> FastAPI:
+def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring: Keyring = ()) -> FastAPI:
     """The service over a database and a broker; nothing is opened before it runs."""
     dispatcher = Dispatcher(database_url, redis_url)
     receiver = Receiver(database_url, settings, dispatcher.add)
-    watch = Watch(database_url, receiver.set_in_flight)
+    watch = Watch(database_url, receiver.set_in_flight, allow_unsafe=settings.chronicle_allow_unsafe_database)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -45,11 +48,12 @@ def create_app(settings: Settings, database_url: str, redis_url: str) -> FastAPI
         body = await _body(request, settings.chronicle_max_body_bytes)
         accepted = await _decoded(body, settings.chronicle_max_events)
         if accepted:
+            await watch.durable()
             await receiver.receive(accepted, len(body))
         count = len(accepted)
         return JSONResponse({"status": "success", "message": f"Published {count} events", "events_count": count})
 
-    app = http.application("ChronicleWeaver command", lifespan=running)
+    app = http.application("ChronicleWeaver command", lifespan=running, middleware=[Middleware(ApiKeys, keyring)])
     # A plain Starlette route: FastAPI's own body parsing costs more than twice as much as all of this.
     app.router.routes.append(Route("/publish", publish, methods=["POST"]))
 
@@ -64,7 +68,7 @@ def create_app(settings: Settings, database_url: str, redis_url: str) -> FastAPI
         watch.check()
         return {"status": "ready"}
 
-    openapi.describe(app, publish=True)
+    openapi.describe(app, publish=True, keyring=keyring)
     return app
 
 

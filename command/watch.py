@@ -9,30 +9,50 @@ from collections.abc import Callable
 import psycopg
 from psycopg.rows import TupleRow
 
-from chronicle import database
-from chronicle.errors import ChronicleError, DatabaseAway
+from chronicle import database, logs
+from chronicle.errors import ChronicleError, DatabaseAway, NotDurable
 
 INTERVAL_SECONDS = 1.0
 STALE_SECONDS = 4.0
+FIRST_LOOK_SECONDS = 5.0
 
 IN_FLIGHT = "SELECT coalesce(sum(received - processed - dropped - failed), 0)::bigint FROM stats"
+
+
+log = logs.get(__name__)
 
 
 class Watch:
     """Looks at the database now and then; `check` tells what it saw without touching the database."""
 
-    def __init__(self, url: str, in_flight: Callable[[int], None]) -> None:
+    def __init__(self, url: str, in_flight: Callable[[int], None], *, allow_unsafe: bool = False) -> None:
+        """`allow_unsafe`: what the database may lose is logged, and nothing else."""
         self._url = url
         self._in_flight = in_flight
+        self._allow_unsafe = allow_unsafe
+        self._unsafe: NotDurable | None = None
+        self._looked = asyncio.Event()
         self._problem: ChronicleError | None = DatabaseAway()
         self._seen = time.monotonic()
 
     def check(self) -> None:
-        """Raises what is wrong: DatabaseAway (also when the last look is too long ago) or SchemaBehind."""
+        """Raises what is wrong: DatabaseAway (also when the last look is too long ago), SchemaBehind, NotDurable."""
         if self._problem:
             raise self._problem
+        if self._unsafe and not self._allow_unsafe:
+            raise self._unsafe
         if time.monotonic() - self._seen > STALE_SECONDS:
             raise DatabaseAway("PostgreSQL does not answer")
+
+    async def durable(self) -> None:
+        """Returns where commits last, as last seen. Raises NotDurable, or DatabaseAway before there is a first look."""
+        if not self._looked.is_set():
+            try:
+                await asyncio.wait_for(self._looked.wait(), FIRST_LOOK_SECONDS)
+            except TimeoutError:
+                raise DatabaseAway from None
+        if self._unsafe and not self._allow_unsafe:
+            raise self._unsafe
 
     async def run(self) -> None:
         """Looks until cancelled."""
@@ -54,6 +74,21 @@ class Watch:
         with database.ours():
             version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
             database.check_schema(version)
+            off = await (await connection.execute(database.DURABILITY)).fetchone()
+            self._note_durability(off[0] if off else [])
             row = await (await connection.execute(IN_FLIGHT)).fetchone()
         if row:
             self._in_flight(row[0])
+
+    def _note_durability(self, off: list[str]) -> None:
+        before = self._unsafe
+        try:
+            database.check_durability(off)
+            self._unsafe = None
+        except NotDurable as error:
+            self._unsafe = error
+        self._looked.set()
+        if self._unsafe and str(self._unsafe) != str(before):
+            log.critical("the database may lose what it has committed", off=off, publishing=self._allow_unsafe)
+        if before and not self._unsafe:
+            log.info("the database keeps what it has committed again")

@@ -6,9 +6,9 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class Options:
     """Generated events are spread over `topic-1` to this one."""
     concurrency: int = 4
     """Requests at a time."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What each request carries besides its content type: the API key."""
     rejected: Path | None = None
     """Where to keep what is not accepted; None: a new file in the current directory."""
 
@@ -100,7 +102,8 @@ async def _send(options: Options, source: Source, spill: Spill, sleep: Sleep, co
     proxied = url.host not in ("localhost", "127.0.0.1", "::1")
     started = time.monotonic()
     with report.progress(console, source.total) as advance:
-        async with httpx2.AsyncClient(timeout=TIMEOUT, limits=limits, trust_env=proxied) as client:
+        headers = dict(options.headers)
+        async with httpx2.AsyncClient(timeout=TIMEOUT, limits=limits, trust_env=proxied, headers=headers) as client:
             sender = Sender(client, str(url), spill=spill, patience=patience(options), sleep=sleep, advance=advance)
 
             def stop(number: int) -> None:

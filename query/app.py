@@ -13,10 +13,14 @@ from fastapi import FastAPI, Query
 from fastapi.responses import Response
 from psycopg_pool import AsyncConnectionPool
 from pydantic import AfterValidator
+from starlette.middleware import Middleware
 
 from chronicle import database, http, openapi
 from chronicle.errors import DatabaseAway
 from chronicle.events import instant
+from chronicle.gate import ApiKeys
+from chronicle.keys import Keyring
+from chronicle.settings import Settings
 from query import audit, cursor, events, models, stats
 
 POOL_SIZE = 10
@@ -38,7 +42,7 @@ To = Annotated[Moment, Query(description="ISO 8601; at or before")]
 Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")]
 
 
-def create_app(database_url: str, *, publish: bool = False) -> FastAPI:
+def create_app(settings: Settings, database_url: str, *, publish: bool = False, keyring: Keyring = ()) -> FastAPI:
     """The service over a database; nothing is opened before it runs.
 
     `publish` says that POST /publish is answered at the same address, so that the OpenAPI document covers it.
@@ -63,7 +67,7 @@ def create_app(database_url: str, *, publish: bool = False) -> FastAPI:
             raise DatabaseAway("PostgreSQL did not answer in time")
         return task.result()
 
-    app = http.application("ChronicleWeaver", lifespan=running)
+    app = http.application("ChronicleWeaver", lifespan=running, middleware=[Middleware(ApiKeys, keyring)])
 
     @app.get("/", tags=["health"])
     async def root() -> dict[str, str]:
@@ -79,10 +83,14 @@ def create_app(database_url: str, *, publish: bool = False) -> FastAPI:
     async def ready() -> dict[str, str]:
         """Ready to answer, or a 503 that says what is missing."""
 
-        async def version(connection: psycopg.AsyncConnection[Any]) -> Any:
-            return await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
+        async def look(connection: psycopg.AsyncConnection[Any]) -> Any:
+            version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
+            return version, await (await connection.execute(database.DURABILITY)).fetchone()
 
-        database.check_schema(await snapshot(version))
+        version, off = await snapshot(look)
+        database.check_schema(version)
+        if not settings.chronicle_allow_unsafe_database:
+            database.check_durability(off[0])
         return {"status": "ready"}
 
     @app.get(
@@ -130,7 +138,7 @@ def create_app(database_url: str, *, publish: bool = False) -> FastAPI:
         """The five counters in all, by topic and by worker."""
         return await snapshot(stats.summary)
 
-    openapi.describe(app, publish=publish)
+    openapi.describe(app, publish=publish, keyring=keyring)
     return app
 
 

@@ -14,8 +14,9 @@ from subprocess import Popen
 from typing import TypeVar
 
 from chronicle import runfile
-from chronicle.up import ports
-from chronicle.up.privileges import Account, before_exec
+from chronicle.up import binaries, children, cluster, ports
+from chronicle.up.privileges import Account, account_for, before_exec
+from chronicle.up.servers import Postgres
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +64,28 @@ def own_environment(**more: str) -> dict[str, str]:
         if name not in OURS and not name.startswith(("PG", "CHRONICLE_", "PYTEST_"))
     }
     return kept | more
+
+
+def start_with(server: Postgres, **settings: str) -> None:
+    """Starts PostgreSQL on data that is there already with these settings, instead of those that make it durable."""
+    folder, _ = binaries.postgres()
+    chosen = {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""} | settings
+    server.process = children.spawn(
+        [folder / "postgres", "-D", server.data, "-p", str(server.port)]
+        + [word for name, value in chosen.items() for word in ("-c", f"{name}={value}")],
+        environment=cluster.ENVIRONMENT,
+        folder=cluster.FOLDER,
+        death_signal=signal.SIGINT,
+        log=server.log.path,
+        account=account_for(server.data, [folder / "postgres"]),
+    )
+    eventually(server.answers, timeout=30)
+
+
+def stop_server(server: Postgres) -> None:
+    """A clean stop, where it runs."""
+    if server.process and server.process.poll() is None:
+        children.stop(server.process, server.stop_steps)
 
 
 class Stack:

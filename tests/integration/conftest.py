@@ -27,16 +27,17 @@ def template(postgres_url: str) -> str:
 @pytest.fixture
 def empty_url(postgres_url: str) -> Iterator[str]:
     """A database with no tables."""
-    yield from _database(postgres_url, "template1")
+    yield from new_database(postgres_url, "template1")
 
 
 @pytest.fixture
 def database_url(postgres_url: str, template: str) -> Iterator[str]:
     """A migrated database of this test's own."""
-    yield from _database(postgres_url, template)
+    yield from new_database(postgres_url, template)
 
 
-def _database(postgres_url: str, source: str) -> Iterator[str]:
+def new_database(postgres_url: str, source: str) -> Iterator[str]:
+    """The URL of a copy of the database `source`, which is dropped afterwards."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")

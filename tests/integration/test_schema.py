@@ -12,7 +12,7 @@ import sqlalchemy
 from given import event, receive
 from psycopg import errors as pg
 
-from chronicle import database, ledger, tables
+from chronicle import database, ledger, roles, tables
 from chronicle.errors import DatabaseAway, SchemaBehind
 from command import receive as receiving
 from command import watch
@@ -36,6 +36,11 @@ CATALOG = {
         WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1""",
     "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY 1",
     "triggers": "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1",
+    "privileges": """
+        SELECT c.relname, coalesce(nullif(held.grantee, 0)::regrole::text, 'PUBLIC'), held.privilege_type
+        FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) AS held
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v') AND c.relname <> 'alembic_version'
+        ORDER BY 1, 2, 3""",
     "functions": "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
 }
 
@@ -52,6 +57,8 @@ def test_migrations_and_metadata_make_the_same_schema(part: str, database_url: s
         tables.metadata.create_all(connection)
         for statement in (tables.RECEIVED_EVENTS_VIEW, tables.AUDIT_LOG_VIEW, tables.APPEND_ONLY):
             connection.connection.driver_connection.execute(statement)
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num text)")
+        roles.grant(connection.connection.driver_connection)
     engine.dispose()
     migrated, declared = catalog(database_url)[part], catalog(empty_url)[part]
     assert migrated
@@ -101,7 +108,7 @@ async def test_facts_cannot_be_changed_or_removed(
 
 STATEMENTS = {
     f"{module.__name__}.{name}": text
-    for module in (ledger, receiving, watch, projection, worker, database)
+    for module in (ledger, receiving, watch, projection, worker, database, roles)
     for name, text in vars(module).items()
     if name.isupper() and isinstance(text, str) and text.split()[:1] in (["WITH"], ["SELECT"], ["UPDATE"], ["INSERT"])
 }
