@@ -160,6 +160,36 @@ async def test_a_ticket_that_another_worker_left_pending_is_taken_over(
     assert in_flight(db) == 0
 
 
+async def test_an_idle_worker_takes_over_too_what_another_left(
+    worker: Worker,
+    client: redis.Redis,
+    database_url: str,
+    queue: str,
+    db: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A single worker that has nothing to do: each of its steps lasts as long as it blocks for a ticket."""
+    monkeypatch.setattr("projector.worker.ABANDONED_MILLISECONDS", 1)
+    monkeypatch.setattr("projector.worker.SWEEP_SECONDS", 0.2)
+    broker.ensure_group(client)
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
+    run_until_idle(worker, db)
+    eventually(lambda: worker.run_once() or left(client) == (0, 0))
+    eventually(lambda: left(client) == (0, 0))
+
+
+async def test_who_takes_the_number_of_a_killed_worker_takes_its_tickets_at_once(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    broker.ensure_group(client)
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    client.xreadgroup(broker.GROUP, "worker-0", {broker.STREAM: ">"})
+    worker.run_once()
+    assert worker.worker_id == 0
+    assert left(client) == (0, 0)
+
+
 async def test_own_pending_tickets_are_taken_back_at_the_start(
     worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
