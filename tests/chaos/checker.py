@@ -151,7 +151,13 @@ def _against_api(port: int, found: Found) -> Iterator[str]:
     stats, summary = api.get(port, "/stats"), api.get(port, "/audit/summary")
     received, processed = len(found.ledger), len(found.stored)
     dropped = received - processed
-    wanted = {"received": received, "unique_processed": processed, "duplicated_dropped": dropped, "failed": 0, "in_flight": 0}
+    wanted = {
+        "received": received,
+        "unique_processed": processed,
+        "duplicated_dropped": dropped,
+        "failed": 0,
+        "in_flight": 0,
+    }
     if {name: stats[name] for name in wanted} != wanted:
         yield f"/stats says {stats}, and it should be {wanted}"
     totals = {"received": received, "queued": received, "processed": processed, "dropped": dropped, "failed": 0}

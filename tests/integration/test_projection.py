@@ -7,9 +7,10 @@ import threading
 from typing import Any
 
 import psycopg
-from conftest import actions, event, receive
+from conftest import actions, event, receive, until_blocked
 
 from chronicle import database
+from chronicle.ledger import RECORD_QUEUED
 from projector.projection import project, project_apart
 
 
@@ -120,16 +121,29 @@ async def test_a_loser_sees_what_the_winner_stored_after_it_began(
         project(db, [winner], 0)
         thread = threading.Thread(target=lose)
         thread.start()
-        with database.connect(database_url, "looking") as looking:
-            while database.value(looking, WAITING_LOSERS) == 0:
-                assert not done.is_set()
+        until_blocked(database_url, "loser")
+        assert not done.is_set()
     thread.join()
     assert db.execute("SELECT reason FROM dropped_events").fetchall() == [("conflict",)]
 
 
-WAITING_LOSERS = """
-SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chronicle-loser' AND wait_event_type = 'Lock'
-"""
+async def test_nothing_is_stored_before_it_is_counted(database_url: str, db: psycopg.Connection[Any]) -> None:
+    first, second = await receive(database_url, [event("a")], [event("b")])
+    db.execute(RECORD_QUEUED, {"batch_ids": [first, second], "lane": -1})
+    project(db, [first], 0)
+
+    def count() -> None:
+        with database.connect(database_url, "loser") as connection:
+            project(connection, [second], 0)
+
+    with db.transaction():
+        db.execute("SELECT FROM stats WHERE lane = 0 FOR UPDATE")
+        thread = threading.Thread(target=count)
+        thread.start()
+        until_blocked(database_url, "loser")
+        assert db.execute("SELECT event_id FROM processed_events").fetchall() == [("a",)]
+    thread.join()
+
 
 POISON = """
 CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$

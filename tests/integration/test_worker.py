@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 import pytest
 import redis
-from conftest import event, receive
+from conftest import event, receive, until_blocked
 from servers import eventually
 
 from chronicle import broker, database
@@ -78,6 +78,29 @@ async def test_a_ticket_leads_to_its_batch_and_is_gone_afterwards(
     assert in_flight(db) == 0
     assert left(client) == (0, 0)
     assert database.value(db, queued) == 2
+
+
+async def test_a_ticket_is_acknowledged_after_the_commit(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    worker.run_once()
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    thread = threading.Thread(target=worker.run_once)
+    with db.transaction():
+        db.execute("SELECT FROM outbox FOR UPDATE")
+        thread.start()
+        until_blocked(database_url, "projector")
+        assert left(client) == (1, 1)
+    thread.join()
+    assert left(client) == (0, 0)
+
+
+async def test_a_ticket_sent_before_there_was_a_group_is_read(
+    client: redis.Redis, database_url: str, queue: str
+) -> None:
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    broker.ensure_group(client)
+    assert client.xreadgroup(broker.GROUP, "test", {broker.STREAM: ">"})
 
 
 async def test_a_ticket_that_comes_twice_or_late_changes_nothing(
