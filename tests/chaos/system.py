@@ -14,7 +14,6 @@ from typing import Any
 
 import psycopg
 import redis
-from psycopg.conninfo import conninfo_to_dict
 
 from chronicle import broker, database
 from chronicle.up.children import spawn, stop
@@ -45,11 +44,13 @@ class System:
 
     def _environment(self) -> dict[str, str]:
         """What the services see: the servers, each behind its proxy."""
-        urls = {"DATABASE_URL": (self.postgres, "postgres"), "REDIS_URL": (self.broker, "broker")}
         return {
-            name: server.url.replace(f":{server.port}/", f":{self.proxies[way].port}/")
-            for name, (server, way) in urls.items()
+            "DATABASE_URL": self._behind_proxy(self.postgres),
+            "REDIS_URL": self._behind_proxy(self.broker),
         }
+
+    def _behind_proxy(self, server: Postgres | Valkey) -> str:
+        return server.url.replace(f":{server.port}/", f":{self.proxies[server.name].port}/")
 
     def start(self) -> None:
         """Starts everything and waits until it is ready."""
@@ -124,7 +125,7 @@ class System:
             pending: Any = client.xpending(broker.STREAM, broker.GROUP) if client.exists(broker.STREAM) else {}
             return {
                 "outbox": database.value(connection, "SELECT count(*) FROM outbox"),
-                "stream": int(client.xlen(broker.STREAM)),  # type: ignore[arg-type]
+                "stream": int(client.xlen(broker.STREAM)),
                 "pending": pending.get("pending", 0),
             }
 

@@ -116,6 +116,8 @@ class Line:
             self._http.request("POST", "/publish", request.body, {"Content-Type": "application/json"})
             answer = self._http.getresponse()
             text = answer.read().decode()
+            if "Content-Length" not in answer.headers:  # cut within the headers, which http.client takes for an end
+                raise http.client.IncompleteRead(text.encode())
         except (OSError, http.client.HTTPException) as error:
             self._http.close()
             self._journal.end(request, None, repr(error))

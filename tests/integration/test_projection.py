@@ -105,6 +105,33 @@ async def test_workers_at_once_store_each_event_once_and_never_deadlock(
     assert deadlocks == (0,)
 
 
+async def test_the_same_new_keys_in_another_order_at_the_same_moment_never_deadlock(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    workers, rounds = 4, 6
+    keys = [[f"{n}-{key}" for key in range(500)] for n in range(rounds) for _ in range(workers)]
+    batch_ids = await receive(database_url, *[[event(key) for key in random.sample(k, len(k))] for k in keys])
+    moment = threading.Barrier(workers, timeout=30)
+    failures: list[Exception] = []
+
+    def work(worker_id: int) -> None:
+        try:
+            with database.connect(database_url, "test") as connection:
+                for batch_id in batch_ids[worker_id::workers]:
+                    moment.wait()
+                    project(connection, [batch_id], worker_id)
+        except (psycopg.Error, threading.BrokenBarrierError) as error:
+            failures.append(error)
+            moment.abort()
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
 async def test_a_loser_sees_what_the_winner_stored_after_it_began(
     database_url: str, db: psycopg.Connection[Any]
 ) -> None:
