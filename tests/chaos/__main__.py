@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections import Counter
 
 from . import round as rounds
+from .faults import FAULTS
 
 
 def main() -> int:
@@ -16,26 +18,28 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=12.0, help="how long faults strike in a round")
     options = parser.parse_args()
-    failed = [
-        seed
-        for seed in range(options.seed, options.seed + options.rounds)
-        if not _holds(seed, options.seconds, f"{seed - options.seed + 1}/{options.rounds}")
-    ]
+    struck: Counter[str] = Counter()
+    failed: list[int] = []
+    for number in range(options.rounds):
+        print(f"round {number + 1}/{options.rounds}, seed {options.seed + number}", flush=True)
+        report = rounds.run(options.seed + number, options.seconds, lambda line: print("  ", line, flush=True))
+        struck.update(name for step in report.steps for name in step.names)
+        failed += [report.seed] if report.violations else []
+        _tell(report, options.seconds)
+    for name in FAULTS:
+        print(f"{struck[name]:6} times {name}")
     print(f"{options.rounds - len(failed)} of {options.rounds} rounds hold" + (f"; failed: {failed}" if failed else ""))
     return 1 if failed else 0
 
 
-def _holds(seed: int, seconds: float, number: str) -> bool:
-    print(f"round {number}, seed {seed}", flush=True)
-    report = rounds.run(seed, seconds, lambda line: print("  ", line, flush=True))
+def _tell(report: rounds.Report, seconds: float) -> None:
     print("  ", report.summary)
     for violation in report.violations:
         print("   VIOLATED:", violation)
     if report.violations:
-        print(f"   replay: make chaos ARGS='--seed {seed} --rounds 1 --seconds {seconds:g}'")
+        print(f"   replay: make chaos ARGS='--seed {report.seed} --rounds 1 --seconds {seconds:g}'")
         print(f"   logs, journal and data: {report.folder}")
     print(f"   verdict: {'violated' if report.violations else 'holds'}", flush=True)
-    return not report.violations
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -23,6 +24,19 @@ def _terminated(scene: Scene) -> Iterator[str]:
         for pid in some:
             connection.execute("SELECT pg_terminate_backend(%s)", [pid])
     yield f"pg_terminate_backend of {some}"
+
+
+@fault(
+    "sessions terminated again and again", "postgres", "a batch given up, or put off, for a fault that is not its own"
+)
+def _terminated_again(scene: Scene) -> Iterator[str]:
+    times, pause = scene.chance.randrange(10, 30), scene.chance.uniform(0.02, 0.3)
+    with scene.system.session() as connection:
+        for _ in range(times):
+            for pid in _services(connection):
+                connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+            time.sleep(pause)
+    yield f"all sessions terminated {times} times, every {pause:.2f} s"
 
 
 @fault("one backend killed", "postgres", "the same, while all of PostgreSQL recovers from it")
