@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-virtualenv
 
-.PHONY: run test lint pins clean
+.PHONY: run test lint chaos mutants pins clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/chronicle up $(ARGS)
@@ -19,6 +19,14 @@ lint: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Rounds of faults under load, each replayable from its seed: make chaos ARGS='--seed 7 --rounds 20 --seconds 12'
+chaos: $(VENV)/dev.done
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+# Breaks one rule at a time and runs the test that must notice; ARGS chooses mutants by a word.
+mutants: $(VENV)/dev.done
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "ChronicleWeaver needs Python 3.11 or newer on PATH; name another one with: make PYTHON=/path/to/python3.12" >&2; exit 1; }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -26,12 +24,12 @@ OVERDUE_SECONDS = 1.0
 """A batch that waits longer in the outbox is projected without a ticket."""
 
 SWEEP_SECONDS = 2.0
-"""How often a busy worker looks for overdue batches and for tickets that others left."""
+"""How often a busy worker looks for overdue batches, and any worker for tickets that others left."""
 
 ALONE, APART, NO_MORE = 2, 3, 10
 """A batch that came back so often is projected alone, then event by event, then no more: its events become FAILED."""
 
-ABANDONED_MILLISECONDS = 30_000
+ABANDONED_MILLISECONDS = 10_000
 PAUSE_SECONDS = 0.2
 
 log = logs.get(__name__)
@@ -52,7 +50,7 @@ class Worker:
         self.worker_id = -1
         self._consumer = ""
         self._own_pending = True
-        self._swept = time.monotonic()
+        self._swept = self._claimed = time.monotonic()
         self._redis_away = False
 
     def run(self) -> None:
@@ -119,7 +117,8 @@ class Worker:
                 connection.close()
                 raise DatabaseAway("no free worker_id: too many workers")
             self._connection, self.worker_id = connection, row[0]
-            self._consumer = f"{socket.gethostname()}-{os.getpid()}-{self.worker_id}"
+            # Nobody else has this number, and whoever has it next finds the tickets that we leave.
+            self._consumer = f"worker-{self.worker_id}"
             self._own_pending = True
         return self._connection
 
@@ -163,7 +162,8 @@ class Worker:
             if entries := self._read("0"):
                 return entries
             self._own_pending = False
-        if time.monotonic() - self._swept > SWEEP_SECONDS:
+        if time.monotonic() - self._claimed > SWEEP_SECONDS:
+            self._claimed = time.monotonic()
             _, abandoned, *_ = self._redis.xautoclaim(
                 broker.STREAM, broker.GROUP, self._consumer, ABANDONED_MILLISECONDS, count=MOST_TICKETS
             )

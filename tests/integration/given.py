@@ -9,7 +9,9 @@ from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from servers import eventually
 
+from chronicle import database
 from chronicle.events import Events, decode
 from chronicle.ledger import new_batch_id
 from command.receive import Writer
@@ -46,6 +48,21 @@ async def receive(url: str, *batches: Sequence[dict[str, Any]]) -> list[uuid.UUI
         await writer.record_received(ids[-1], columns(*events))
     await writer.close()
     return ids
+
+
+def until_blocked(url: str, service: str) -> None:
+    """Returns once a session of the service waits for a lock.
+
+    Asked on a session of its own: a transaction sees pg_stat_activity as it was when it first looked.
+    """
+    with database.connect(url, "looking") as looking:
+        eventually(lambda: database.value(looking, WAITING, [f"chronicle-{service}"]))
+
+
+WAITING = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = %s AND wait_event_type = 'Lock'
+"""
 
 
 def actions(connection: psycopg.Connection[Any]) -> list[tuple[str, str, str | None]]:

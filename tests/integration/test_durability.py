@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from conftest import event
+from given import event
 from servers import eventually, start_with, stop_server
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs

@@ -7,9 +7,10 @@ import threading
 from typing import Any
 
 import psycopg
-from given import actions, event, receive
+from given import actions, event, receive, until_blocked
 
 from chronicle import database
+from chronicle.ledger import RECORD_QUEUED
 from projector.projection import project, project_apart
 
 
@@ -104,6 +105,33 @@ async def test_workers_at_once_store_each_event_once_and_never_deadlock(
     assert deadlocks == (0,)
 
 
+async def test_the_same_new_keys_in_another_order_at_the_same_moment_never_deadlock(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    workers, rounds = 4, 6
+    keys = [[f"{n}-{key}" for key in range(500)] for n in range(rounds) for _ in range(workers)]
+    batch_ids = await receive(database_url, *[[event(key) for key in random.sample(k, len(k))] for k in keys])
+    moment = threading.Barrier(workers, timeout=30)
+    failures: list[Exception] = []
+
+    def work(worker_id: int) -> None:
+        try:
+            with database.connect(database_url, "test") as connection:
+                for batch_id in batch_ids[worker_id::workers]:
+                    moment.wait()
+                    project(connection, [batch_id], worker_id)
+        except (psycopg.Error, threading.BrokenBarrierError) as error:
+            failures.append(error)
+            moment.abort()
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
 async def test_a_loser_sees_what_the_winner_stored_after_it_began(
     database_url: str, db: psycopg.Connection[Any]
 ) -> None:
@@ -120,16 +148,29 @@ async def test_a_loser_sees_what_the_winner_stored_after_it_began(
         project(db, [winner], 0)
         thread = threading.Thread(target=lose)
         thread.start()
-        with database.connect(database_url, "looking") as looking:
-            while database.value(looking, WAITING_LOSERS) == 0:
-                assert not done.is_set()
+        until_blocked(database_url, "loser")
+        assert not done.is_set()
     thread.join()
     assert db.execute("SELECT reason FROM dropped_events").fetchall() == [("conflict",)]
 
 
-WAITING_LOSERS = """
-SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chronicle-loser' AND wait_event_type = 'Lock'
-"""
+async def test_nothing_is_stored_before_it_is_counted(database_url: str, db: psycopg.Connection[Any]) -> None:
+    first, second = await receive(database_url, [event("a")], [event("b")])
+    db.execute(RECORD_QUEUED, {"batch_ids": [first, second], "lane": -1})
+    project(db, [first], 0)
+
+    def count() -> None:
+        with database.connect(database_url, "loser") as connection:
+            project(connection, [second], 0)
+
+    with db.transaction():
+        db.execute("SELECT FROM stats WHERE lane = 0 FOR UPDATE")
+        thread = threading.Thread(target=count)
+        thread.start()
+        until_blocked(database_url, "loser")
+        assert db.execute("SELECT event_id FROM processed_events").fetchall() == [("a",)]
+    thread.join()
+
 
 POISON = """
 CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$

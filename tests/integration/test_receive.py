@@ -10,8 +10,9 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from given import columns, event, receive
+from given import columns, event, receive, until_blocked
 
+from chronicle import database
 from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
@@ -46,6 +47,33 @@ async def test_what_was_answered_is_in_the_ledger_outbox_and_counters(
         assert db.execute("SELECT batch_id, event_count FROM outbox").fetchall() == [(committed[0], 2)]
         counters = db.execute("SELECT topic, received, queued, processed FROM stats ORDER BY topic").fetchall()
         assert counters == [("t", 1, 0, 0), ("u", 1, 0, 0)]
+
+
+@asynccontextmanager
+async def blocked(
+    url: str, db: psycopg.Connection[Any], table: str, receiver: Receiver
+) -> AsyncIterator[asyncio.Task[None]]:
+    """A request whose transaction waits for a table."""
+    with db.transaction():
+        db.execute(f"LOCK TABLE {table} IN SHARE MODE")
+        request = asyncio.create_task(receiver.receive(columns(event("a")), 1))
+        await asyncio.to_thread(until_blocked, url, "command")
+        yield request
+    await request
+
+
+async def test_an_answer_waits_for_the_commit(database_url: str, db: psycopg.Connection[Any]) -> None:
+    async with (
+        receiving(database_url) as (receiver, committed),
+        blocked(database_url, db, "outbox", receiver) as request,
+    ):
+        assert not request.done()
+        assert not committed
+
+
+async def test_nothing_is_recorded_before_it_is_counted(database_url: str, db: psycopg.Connection[Any]) -> None:
+    async with receiving(database_url) as (receiver, _), blocked(database_url, db, "stats", receiver):
+        assert database.value(db, "SELECT count(*) FROM facts") == 0
 
 
 async def test_the_commit_is_synchronous(database_url: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import columns, event, new_database, other_database, receive
+from given import columns, event, new_database, other_database, receive
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from servers import eventually

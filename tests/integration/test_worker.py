@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 import pytest
 import redis
-from given import event, receive
+from given import event, receive, until_blocked
 from servers import eventually
 
 from chronicle import broker, database
@@ -78,6 +78,29 @@ async def test_a_ticket_leads_to_its_batch_and_is_gone_afterwards(
     assert in_flight(db) == 0
     assert left(client) == (0, 0)
     assert database.value(db, queued) == 2
+
+
+async def test_a_ticket_is_acknowledged_after_the_commit(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    worker.run_once()
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    thread = threading.Thread(target=worker.run_once)
+    with db.transaction():
+        db.execute("SELECT FROM outbox FOR UPDATE")
+        thread.start()
+        until_blocked(database_url, "projector")
+        assert left(client) == (1, 1)
+    thread.join()
+    assert left(client) == (0, 0)
+
+
+async def test_a_ticket_sent_before_there_was_a_group_is_read(
+    client: redis.Redis, database_url: str, queue: str
+) -> None:
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    broker.ensure_group(client)
+    assert client.xreadgroup(broker.GROUP, "test", {broker.STREAM: ">"})
 
 
 async def test_a_ticket_that_comes_twice_or_late_changes_nothing(
@@ -158,6 +181,36 @@ async def test_a_ticket_that_another_worker_left_pending_is_taken_over(
     eventually(lambda: worker.run_once() or left(client) == (0, 0))
     eventually(lambda: left(client) == (0, 0))
     assert in_flight(db) == 0
+
+
+async def test_an_idle_worker_takes_over_too_what_another_left(
+    worker: Worker,
+    client: redis.Redis,
+    database_url: str,
+    queue: str,
+    db: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A single worker that has nothing to do: each of its steps lasts as long as it blocks for a ticket."""
+    monkeypatch.setattr("projector.worker.ABANDONED_MILLISECONDS", 1)
+    monkeypatch.setattr("projector.worker.SWEEP_SECONDS", 0.2)
+    broker.ensure_group(client)
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
+    run_until_idle(worker, db)
+    eventually(lambda: worker.run_once() or left(client) == (0, 0))
+    eventually(lambda: left(client) == (0, 0))
+
+
+async def test_who_takes_the_number_of_a_killed_worker_takes_its_tickets_at_once(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    broker.ensure_group(client)
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    client.xreadgroup(broker.GROUP, "worker-0", {broker.STREAM: ">"})
+    worker.run_once()
+    assert worker.worker_id == 0
+    assert left(client) == (0, 0)
 
 
 async def test_own_pending_tickets_are_taken_back_at_the_start(

@@ -9,6 +9,8 @@ import typer.main
 
 from chronicle.cli import app
 from chronicle.settings import Settings
+from tests.chaos.nemesis import FAULTS
+from tests.mutants.catalogue import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -53,3 +55,9 @@ def test_every_folder_and_module_of_the_map_exists() -> None:
         assert (ROOT / folder).is_dir()
         for module in re.findall(r"(?:^|· )(\w+)", modules) if "·" in modules and folder != "publisher" else ():
             assert (ROOT / folder / f"{module}.py").exists(), f"{folder}/{module}"
+
+
+def test_every_fault_and_the_number_of_mutants_is_in_the_readme() -> None:
+    rows = re.findall(r"^\| ([^`|]+?) \| \d+ \| (.+?) \|$", README, re.MULTILINE)
+    assert dict(rows) == {name: fault.catches for name, fault in FAULTS.items()}
+    assert f"All {len(MUTANTS)} are caught" in README

@@ -1,0 +1,95 @@
+"""PostgreSQL or Valkey did what it was asked to, and the network lost its answer: nothing is doubled or left lying."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from given import columns, event, receive
+
+from chronicle import broker, verify
+from chronicle.errors import DatabaseAway
+from chronicle.settings import Settings
+from command.dispatch import Dispatcher
+from command.receive import Receiver
+from projector.worker import Worker
+from tests.chaos.proxy import Proxy, anything, committed, cut_answers, pass_all
+
+Way = tuple[Proxy, str]
+
+
+@pytest.fixture
+def way_to() -> Iterator[Callable[[str], Way]]:
+    """Puts a proxy before the server of a URL: the proxy, and the URL by which it is reached."""
+    proxies: list[Proxy] = []
+
+    def put(url: str) -> Way:
+        port = urlsplit(url).port
+        assert port
+        proxies.append(Proxy(lambda: port))
+        return proxies[-1], url.replace(f":{port}/", f":{proxies[-1].port}/")
+
+    yield put
+    for proxy in proxies:
+        proxy.close()
+
+
+async def test_a_commit_whose_answer_is_lost_is_recorded_once(
+    way_to: Callable[[str], Way], database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    proxy, url = way_to(database_url)
+    receiver = Receiver(url, Settings(), lambda _: None)
+    task = asyncio.create_task(receiver.run())
+    await receiver.receive(columns(event("a")), 1)
+    proxy.rule = cut_answers(committed, times=3)
+    await receiver.receive(columns(event("b")), 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert proxy.resets == 3
+    assert db.execute("SELECT event_id FROM received_events ORDER BY 1").fetchall() == [("a",), ("b",)]
+    assert db.execute("SELECT sum(received) FROM stats").fetchone() == (2,)
+
+
+async def test_a_projection_whose_answer_is_lost_happened_once(
+    way_to: Callable[[str], Way], database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    proxy, url = way_to(database_url)
+    worker = Worker(url, queue, threading.Event())
+    worker.run_once()
+    batch_ids = await receive(database_url, [event("a"), event("a")])
+    dispatcher = Dispatcher(database_url, queue)
+    await dispatcher.dispatch(batch_ids)
+    await dispatcher.close()
+    proxy.rule = cut_answers(lambda chunk: b"COMMIT\0" in chunk, times=1)
+    with pytest.raises(DatabaseAway):
+        worker.run_once()
+    worker.reconnect()
+    worker.run_once()
+    worker.close()
+    assert db.execute("SELECT sum(processed), sum(dropped) FROM stats").fetchone() == (1, 1)
+    assert [name for _, name, violations in verify.run(database_url) if violations] == []
+
+
+async def test_tickets_whose_delivery_is_lost_are_read_again(
+    way_to: Callable[[str], Way], database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    proxy, url = way_to(queue)
+    worker, client = Worker(database_url, url, threading.Event()), broker.connect(queue)
+    for _ in range(2):
+        worker.run_once()  # makes the group, then finds that nothing is pending
+    batch_ids = await receive(database_url, [event("a")])
+    client.xadd(broker.STREAM, {broker.FIELD: str(batch_ids[0])})
+    proxy.rule = cut_answers(anything, times=1)
+    worker.run_once()
+    proxy.rule = pass_all
+    assert client.xpending(broker.STREAM, broker.GROUP)["pending"] == 1
+    worker.run_once()
+    worker.close()
+    assert client.xlen(broker.STREAM) == 0
+    client.close()
+    assert db.execute("SELECT event_id FROM processed_events").fetchall() == [("a",)]
