@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from given import other_database
+from given import new_database, other_database
 
 from chronicle import broker, database
 from projector.worker import Worker
@@ -34,15 +33,6 @@ def empty_url(postgres_url: str) -> Iterator[str]:
 def database_url(postgres_url: str, template: str) -> Iterator[str]:
     """A migrated database of this test's own."""
     yield from new_database(postgres_url, template)
-
-
-def new_database(postgres_url: str, source: str) -> Iterator[str]:
-    """The URL of a copy of the database `source`, which is dropped afterwards."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
-        yield other_database(postgres_url, name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -21,6 +21,15 @@ def other_database(url: str, name: str) -> str:
     """The URL of another database of the same server."""
     parts = conninfo_to_dict(url)
     return f"postgresql://{parts['user']}:{parts['password']}@{parts['host']}:{parts['port']}/{name}"
+
+
+def new_database(postgres_url: str, source: str) -> Iterator[str]:
+    """The URL of a copy of the database `source`, which is dropped afterwards."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+        yield other_database(postgres_url, name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def event(event_id: str, topic: str = "t", **other: Any) -> dict[str, Any]:
