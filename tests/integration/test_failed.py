@@ -106,7 +106,7 @@ async def test_a_rebuild_knows_what_was_retried(database_url: str, db: psycopg.C
 
 
 KILLER = """
-CREATE FUNCTION killer() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION killer() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     IF NEW.event_id = 'killer' THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
     RETURN NEW;

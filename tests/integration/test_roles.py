@@ -72,7 +72,7 @@ BY_OTHER_MEANS = (
     "CREATE TABLE mine (n int)",
     "SET ROLE chronicle",
     "INSERT INTO facts (batch_id, action, lane, event_count) VALUES (gen_random_uuid(), 'QUEUED', 0, 1) "
-    "ON CONFLICT (batch_id, action) DO UPDATE SET lane = 1",
+    "ON CONFLICT (batch_id, action, attempt) DO UPDATE SET lane = 1",
 )
 
 

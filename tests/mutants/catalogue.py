@@ -61,7 +61,7 @@ DECIDE_AGAIN = """\
     )
 """
 
-SWAP = '    for table in tables.READ_MODELS:\n        connection.execute(f"DROP TABLE public.{table}")\n'
+SWAP = "    for table in tables.READ_MODELS:\n        roles.copy_privileges(connection, table, SCHEMA)\n"
 
 MUTANTS = (
     Mutant(
