@@ -34,7 +34,7 @@ LOOK_SECONDS = 1.0
 MAX_URL_BYTES = 16 * 2**10
 MAX_HEAD_BYTES = 32 * 2**10
 MAX_HEADERS = 100
-MAX_PIPELINED = 20
+MAX_PIPELINED = 100
 MAX_UNREAD_BYTES = 64 * 2**20
 """What is thrown away of a body that was refused before it came, so that its sender gets to read why."""
 
@@ -70,9 +70,32 @@ class Connection(HttpToolsProtocol):
             self._asked, self._began = True, now
         self._moved = now
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._head_bytes > MAX_HEAD_BYTES and (self._asked or self._in_body):
             self._head_too_large()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._feed(self._without_upgrade() + data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(400, "http_invalid", "this is not HTTP/1.1")
+
+    def _without_upgrade(self) -> bytes:
+        """The head of the request as it would be had the client not asked for another protocol, and a new parser.
+
+        A server may ignore that wish (RFC 9110, 7.8); httptools then passes no body on. Some clients ask each time.
+        """
+        wish = (b"connection", b"upgrade", b"http2-settings")
+        kept = [(name, value) for name, value in self.headers if name not in wish]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            kept.append((b"connection", b"close"))
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        self.parser = httptools.HttpRequestParser(self)
+        lines = [method + b" " + self.url + b" HTTP/" + version, *[name + b": " + value for name, value in kept]]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -93,9 +116,14 @@ class Connection(HttpToolsProtocol):
             self._refuse(400, "too_many_requests", f"at most {MAX_PIPELINED} requests ahead of their answers")
         if self._refused:
             raise httptools.HttpParserError
+        if self._upgrades():
+            return
         self._in_body, self._asked, self._began = True, False, self.loop.time()
         self._head_bytes = self._unread_bytes = 0
         super().on_headers_complete()
+
+    def _upgrades(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def on_body(self, body: bytes) -> None:
         """Some of a body, which may have been answered already."""
@@ -110,6 +138,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The end of a request."""
+        if self._upgrades():
+            return
         self._in_body = False
         self._head_bytes = 0
         super().on_message_complete()
@@ -117,13 +147,6 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """uvicorn found that something is not HTTP."""
-        self._refuse(400, "http_invalid", "this is not HTTP/1.1")
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """No line in the log for what a client asks; it is answered as plain HTTP."""
 
     def _head_too_large(self) -> None:
         if len(self.url) > MAX_URL_BYTES:
