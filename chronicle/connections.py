@@ -27,8 +27,8 @@ SILENT_SECONDS = 15.0
 BODY_SECONDS = 60.0
 """For a whole body."""
 
-LINGER_SECONDS = 2.0
-"""How long a refused client may go on sending: closing at once would take back an answer that it has not read."""
+LINGER_SECONDS = 10.0
+"""How long a client may go on sending after its answer: closing at once would take the answer back, unread."""
 
 LOOK_SECONDS = 1.0
 MAX_URL_BYTES = 16 * 2**10
@@ -49,7 +49,7 @@ class Connection(HttpToolsProtocol):
         """A client is there."""
         super().connection_made(transport)
         self._running: RequestResponseCycle | None = None
-        self._in_body = self._refused = self._asked = False
+        self._in_body = self._ended = self._asked = False
         self._head_bytes = self._unread_bytes = self._unsent_bytes = 0
         self._began = self._moved = self._sent = self.loop.time()
         self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
@@ -63,7 +63,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of a request came."""
-        if self._refused:
+        if self._ended:
             return
         now = self.loop.time()
         if not (self._in_body or self._asked):
@@ -114,13 +114,14 @@ class Connection(HttpToolsProtocol):
             self._head_too_large()
         elif len(self.pipeline) >= MAX_PIPELINED:
             self._refuse(400, "too_many_requests", f"at most {MAX_PIPELINED} requests ahead of their answers")
-        if self._refused:
+        if self._ended:
             raise httptools.HttpParserError
         if self._upgrades():
             return
         self._in_body, self._asked, self._began = True, False, self.loop.time()
         self._head_bytes = self._unread_bytes = 0
         super().on_headers_complete()
+        self.cycle.transport = _Way(self)
 
     def _upgrades(self) -> bool:
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
@@ -160,9 +161,9 @@ class Connection(HttpToolsProtocol):
         The connection's other requests come first: while one is under way, the client must not take this for its
         answer, so that one is the last to be answered.
         """
-        if self._refused:
+        if self._ended:
             return
-        self._refused = True
+        self._ended = True
         running = self._running if self._running and not self._running.response_complete else None
         if running and not (running is self.cycle and self._in_body):
             running.keep_alive = False
@@ -173,6 +174,19 @@ class Connection(HttpToolsProtocol):
             running.message_event.set()
         if not (running and running.response_started):
             self.transport.write(_error(status, Problem(type=kind, loc=[], msg=message)))
+        self._linger()
+
+    def end(self) -> None:
+        """After the last answer; softly while the client still sends."""
+        if self._in_body:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Takes no more requests, and throws away what still comes, for a while or until the client closes."""
+        self._ended = True
+        self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
@@ -200,6 +214,22 @@ class Connection(HttpToolsProtocol):
                 )
         elif self._in_body and (now - self._began > BODY_SECONDS or self._unread_bytes > MAX_UNREAD_BYTES):
             self.transport.close()
+
+
+class _Way(asyncio.Transport):
+    """The transport as a request sees it, which closes it after an answer that says so."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        self._connection.end()
 
 
 @functools.cache

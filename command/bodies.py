@@ -32,19 +32,15 @@ class Bodies:
         """
         _check_type(request)
         self._check_length(request)
-        chunks: list[bytes] = []
-        size = 0
+        received = bytearray()
         try:
             async for chunk in request.stream():
-                size += len(chunk)
                 self._held += len(chunk)
-                self._check_room(size)
-                chunks.append(chunk)
-            whole = b"".join(chunks)
-            chunks.clear()
-            yield whole
+                received += chunk
+                self._check_room(len(received))
+            yield bytes(received)
         finally:
-            self._held -= size
+            self._held -= len(received)
 
     def _check_length(self, request: Request) -> None:
         declared = request.headers.get("content-length", "0")

@@ -16,7 +16,7 @@ from psycopg_pool import AsyncConnectionPool
 from chronicle import database, http, openapi
 from chronicle.errors import DatabaseAway
 from query import audit, cursor, events, models, stats
-from query.parameters import Cursor, EventId, From, Limit, Name, Readable, To
+from query.parameters import WHOLE, Cursor, EventId, From, Name, Readable, To
 
 POOL_SIZE = 10
 ANSWER_SECONDS = 10
@@ -81,7 +81,7 @@ def create_app(database_url: str, *, publish: bool = False) -> FastAPI:
         event_id: EventId = None,
         since: From = None,
         to: To = None,
-        limit: Annotated[Limit, Query(ge=1, le=10_000)] = 1000,
+        limit: Annotated[int, Query(ge=1, le=10_000), WHOLE] = 1000,
         after: Cursor = None,
     ) -> Response:
         """Processed events, newest timestamp first. `count` is how many match in all."""
@@ -103,7 +103,7 @@ def create_app(database_url: str, *, publish: bool = False) -> FastAPI:
         event_id: EventId = None,
         since: From = None,
         to: To = None,
-        limit: Annotated[Limit, Query(ge=1, le=1000)] = 100,
+        limit: Annotated[int, Query(ge=1, le=1000), WHOLE] = 100,
         after: Cursor = None,
     ) -> Response:
         """What happened to each event, newest first. `count` is the number of records returned."""

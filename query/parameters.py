@@ -47,10 +47,17 @@ Name = Annotated[str | None, Query(max_length=NAME_CHARACTERS), AfterValidator(l
 EventId = Annotated[
     str | None, Query(max_length=EVENT_ID_CHARACTERS), AfterValidator(lambda text: text and _storable(text))
 ]
-Moment = Annotated[str | None, AfterValidator(lambda text: None if text is None else instant(text))]
-From = Annotated[Moment, Query(alias="from", description="ISO 8601; at or after", max_length=50)]
-To = Annotated[Moment, Query(description="ISO 8601; at or before", max_length=50)]
+_MOMENT = AfterValidator(lambda text: None if text is None else instant(text))
+_DATE_TIME = {"format": "date-time"}
+From = Annotated[
+    str | None,
+    Query(alias="from", max_length=50, description="ISO 8601; at or after", json_schema_extra=_DATE_TIME),
+    _MOMENT,
+]
+To = Annotated[
+    str | None, Query(max_length=50, description="ISO 8601; at or before", json_schema_extra=_DATE_TIME), _MOMENT
+]
 Cursor = Annotated[
     str | None, Query(alias="cursor", max_length=cursor.MAX_LENGTH, description="next_cursor of the page before")
 ]
-Limit = Annotated[int, BeforeValidator(_only_digits)]
+WHOLE = BeforeValidator(_only_digits)
