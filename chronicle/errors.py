@@ -56,6 +56,8 @@ class Problem(TypedDict):
 class InvalidRequest(ChronicleError):
     """The request is not valid."""
 
+    status = 422
+
     def __init__(self, kind: str, loc: Sequence[str | int], message: str) -> None:
         super().__init__(message)
         self.problem = Problem(type=kind, loc=list(loc), msg=message)
@@ -63,3 +65,11 @@ class InvalidRequest(ChronicleError):
 
 class TooLarge(InvalidRequest):
     """The request is larger than a limit allows."""
+
+    status = 413
+
+
+class NotJson(InvalidRequest):
+    """The body is, by its headers, something else than JSON as it is."""
+
+    status = 415

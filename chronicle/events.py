@@ -6,26 +6,20 @@ far as needed to know that PostgreSQL can store it and that every reader can tak
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from chronicle import payloads
 from chronicle.errors import InvalidRequest, TooLarge
-
-MAX_DEPTH = 100
-MAX_NUMBER_LENGTH = 400
-MAX_EXPONENT = 400
 
 EVENT_ID_CHARACTERS, EVENT_ID_BYTES = 512, 1024
 NAME_CHARACTERS, NAME_BYTES = 255, 512
-
-NOT_STORABLE = "a NUL character or half a surrogate pair cannot be stored"
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """Where PostgreSQL counts a timestamptz from, in microseconds."""
@@ -88,18 +82,6 @@ _ISO_8601 = re.compile(
 )
 _MICROSECOND = timedelta(microseconds=1)
 
-_DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
-
-
-def _suspect(content: bytes) -> bool:
-    """Whether JSON text may hold what needs a closer look: an escaped NUL or surrogate, a number that is very large,
-    small or long. Errs on the side of yes; three passes in C, where a regular expression cost five times as much."""
-    figures = content.translate(_DIGITS, b"+-.")
-    return b"0e000" in figures or _LONG_NUMBER in figures or b"\\u" in content
-
-
-_LONG_NUMBER = b"0" * 200
-
 
 def decode(body: bytes, max_events: int) -> Events:
     """The events of a request body `{"events": [...]}` as UTF-8 JSON.
@@ -113,14 +95,17 @@ def decode(body: bytes, max_events: int) -> Events:
     except UnicodeDecodeError:
         raise InvalidRequest("json_invalid", ["body"], "the body is not valid UTF-8") from None
     except RecursionError:
-        raise InvalidRequest("json_invalid", ["body"], f"nested deeper than {MAX_DEPTH} levels") from None
+        raise InvalidRequest("json_invalid", ["body"], payloads.TOO_DEEP) from None
     except msgspec.ValidationError as error:
         raise _explained(str(error), ["body"]) from None
     except msgspec.DecodeError as error:
-        raise _located(body) or InvalidRequest("json_invalid", ["body"], str(error)) from None
+        if not payloads.storable(body):
+            # msgspec calls half a surrogate pair malformed JSON and no more; a NUL is refused by its place.
+            decode(payloads.with_nul_for_half_pairs(body), max_events)
+        raise InvalidRequest("json_invalid", ["body"], str(error)) from None
     if len(found) > max_events:
         raise TooLarge("too_many_events", ["body", "events"], f"at most {max_events} events a request")
-    return _columns(found, plain=body.isascii() and b"\\u" not in body, suspect=_suspect(body))
+    return _columns(found, plain=body.isascii() and b"\\u" not in body, suspect=payloads.suspect(body))
 
 
 def instant(text: str) -> datetime:
@@ -158,7 +143,7 @@ def _check_names(event: Event, index: int) -> None:
         ("source", event.source, NAME_BYTES),
     ):
         if "\0" in text:
-            _refuse("string_not_storable", index, name, NOT_STORABLE)
+            _refuse("string_not_storable", index, name, payloads.NOT_STORABLE)
         if len(text.encode()) > limit:
             _refuse("string_too_long", index, name, f"at most {limit} bytes of UTF-8")
 
@@ -181,56 +166,9 @@ def _payload(raw: Raw, index: int, suspect: bool) -> bytes:
             instant(payload.timestamp)
         except ValueError as error:
             _refuse("datetime_invalid", index, "payload", "timestamp", str(error))
-    if len(content) > MAX_DEPTH and content.count(b"{") + content.count(b"[") > MAX_DEPTH:
-        _check_depth(content, index)
-    if suspect and _suspect(content):
-        _check_values(content, index)
+    if found := payloads.problem(content, closely=suspect and payloads.suspect(content)):
+        _refuse(found[0], index, "payload", found[1])
     return content
-
-
-def _check_depth(content: bytes, index: int) -> None:
-    depth = 0
-    for bracket in re.findall(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', content):
-        depth += (bracket in b"[{") - (bracket in b"]}")
-        if depth > MAX_DEPTH:
-            _refuse("json_too_deep", index, "payload", f"nested deeper than {MAX_DEPTH} levels")
-
-
-def _check_values(content: bytes, index: int) -> None:
-    """Parses a payload in which something looked odd, and refuses what PostgreSQL or a reader would."""
-    try:
-        # Every pair of an object: of two with one key PostgreSQL reads the first as well.
-        parsed = json.loads(content, parse_int=_number, parse_float=_number, object_pairs_hook=list)
-    except ValueError as error:
-        _refuse("number_out_of_range", index, "payload", str(error))
-    if not _storable(parsed):
-        _refuse("string_not_storable", index, "payload", NOT_STORABLE)
-
-
-def _number(text: str) -> None:
-    mantissa, _, exponent = text.lower().partition("e")
-    if len(mantissa) > MAX_NUMBER_LENGTH or abs(int(exponent or 0)) > MAX_EXPONENT or abs(float(text)) == float("inf"):
-        raise ValueError(f"a number beyond 1.8e308 or written with more than {MAX_NUMBER_LENGTH} digits")
-
-
-def _storable(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" not in value and not re.search("[\ud800-\udfff]", value)
-    return not isinstance(value, list | tuple) or all(map(_storable, value))
-
-
-def _located(body: bytes) -> InvalidRequest | None:
-    """Names the field with half a surrogate pair, of which msgspec says no more than that the JSON is malformed."""
-    try:
-        events = dict(json.loads(body, object_pairs_hook=list))["events"]
-        for index, event in enumerate(events):
-            for field_name, value in event:
-                if not _storable([field_name, value]):
-                    place = field_name if field_name in Event.__struct_fields__ else "event"
-                    return InvalidRequest("string_not_storable", ["body", "events", index, place], NOT_STORABLE)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return None
 
 
 _MISSING = re.compile(r"Object missing required field `(\w+)`")

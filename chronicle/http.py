@@ -17,10 +17,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chronicle import logs
-from chronicle.errors import ChronicleError, InvalidRequest, Problem, TooLarge
+from chronicle.connections import Connection
+from chronicle.errors import ChronicleError, InvalidRequest, Problem
 
 RETRY_AFTER_SECONDS = 1
 MOST_PROBLEMS = 10
@@ -35,13 +37,15 @@ def problems(status: int, *found: Problem, headers: dict[str, str] | None = None
 
 
 def _unavailable(_: Request, error: Exception) -> JSONResponse:
-    problem = Problem(type="unavailable", loc=[], msg=str(error))
+    # An error that came of another one tells of the inside: addresses, names of users.
+    message = str(error) if error.__cause__ is None else (type(error).__doc__ or "")
+    problem = Problem(type="unavailable", loc=[], msg=message)
     return problems(503, problem, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InvalidRequest)
-    return problems(413 if isinstance(error, TooLarge) else 422, error.problem)
+    return problems(error.status, error.problem)
 
 
 def _refused(_: Request, error: Exception) -> JSONResponse:
@@ -57,6 +61,11 @@ def _http(_: Request, error: Exception) -> JSONResponse:
     return problems(error.status_code, Problem(type="http_error", loc=[], msg=str(error.detail)), headers=headers)
 
 
+def _gone(_: Request, __: Exception) -> JSONResponse:
+    """Nobody reads this answer: the client left, or was refused, before its request was whole."""
+    return problems(400, Problem(type="disconnected", loc=[], msg="the request is not whole"))
+
+
 def _internal(request: Request, error: Exception) -> JSONResponse:
     log.error("internal error", path=request.url.path, exc_info=error)
     return problems(500, Problem(type="internal_error", loc=[], msg="Internal error"))
@@ -64,18 +73,22 @@ def _internal(request: Request, error: Exception) -> JSONResponse:
 
 def application(title: str, **options: Any) -> FastAPI:
     """A FastAPI application whose errors all have our shape and whose answers all carry a request id."""
-    app = FastAPI(title=title, version="1", **options)
+    app = FastAPI(title=title, version="1", redirect_slashes=False, **options)
     app.add_exception_handler(InvalidRequest, _invalid)
     app.add_exception_handler(ChronicleError, _unavailable)
     app.add_exception_handler(RequestValidationError, _refused)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _internal)
     app.add_middleware(RequestIds)
     return app
 
 
 class RequestIds:
-    """Gives each request an id (the client's own X-Request-ID where it is a plain one), for the answer and the logs."""
+    """Gives each request an id (the client's own X-Request-ID where it is a plain one), for the answer and the logs.
+
+    And answers HEAD like GET; the server leaves the body away.
+    """
 
     PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -96,6 +109,8 @@ class RequestIds:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         with structlog.contextvars.bound_contextvars(request_id=request_id.decode()):
             await self.app(scope, receive, send_with_id)
 
@@ -125,6 +140,8 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
     """Answers on the socket until SIGTERM or SIGINT; then requests under way are finished, for 3 s at most."""
     config = uvicorn.Config(
         app,
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

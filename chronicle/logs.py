@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -11,15 +12,35 @@ import structlog
 from structlog.typing import Processor, WrappedLogger
 
 MAX_FIELD = 500
+MAX_TRACEBACK = 10_000
+
+
+_QUOTES = re.compile(r"\n(?:DETAIL|CONTEXT|QUERY):(?:.|\n(?!\n|Traceback |During |The above ))*")
+"""What PostgreSQL adds to an error quotes the data that it is about."""
 
 
 def _cut(_: WrappedLogger, __: str, entry: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """Escapes control characters of text fields and cuts long ones, so that user text cannot forge a line."""
     for key, value in entry.items():
-        if isinstance(value, str) and key != "exception":
-            safe = value if value.isprintable() else value.encode("unicode_escape").decode("ascii")
-            entry[key] = safe if len(safe) <= MAX_FIELD else safe[:MAX_FIELD] + "…"
+        if isinstance(value, str):
+            entry[key] = _traceback(value) if key == "exception" else _field(value)
     return entry
+
+
+def _field(text: str) -> str:
+    safe = _escaped(_QUOTES.sub("", text))
+    return safe if len(safe) <= MAX_FIELD else safe[:MAX_FIELD] + "…"
+
+
+def _traceback(text: str) -> str:
+    """The end of it, where the error is."""
+    lines = _QUOTES.sub("", text).splitlines()
+    safe = "\n".join(_escaped(line) for line in lines)
+    return safe if len(safe) <= MAX_TRACEBACK else "…" + safe[-MAX_TRACEBACK:]
+
+
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def configure(service: str) -> None:

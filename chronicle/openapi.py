@@ -43,6 +43,18 @@ def _error(description: str) -> dict[str, Any]:
 INVALID: dict[int | str, dict[str, Any]] = {422: _error("A parameter is not valid")}
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: _error("Not available now; Retry-After says when to try again")}
 
+EVERYWHERE: dict[str, dict[str, Any]] = {
+    "400": _error("The request is not HTTP/1.1"),
+    "405": _error("The route answers other methods; Allow names them"),
+    "408": _error("The request did not come in time"),
+    "414": _error("The URL is too long"),
+    "422": _error("The query string is not percent-encoded UTF-8"),
+    "431": _error("The headers are too many or too long"),
+    "500": _error("An internal error; the log has it under the request id of the answer"),
+    "503": UNAVAILABLE[503],
+}
+"""What any route may answer."""
+
 _MOMENT = {"type": "string", "description": "ISO 8601; without an offset it is UTC", "example": "2025-01-01T00:00:00Z"}
 _EVENT = {
     "type": "object",
@@ -119,6 +131,8 @@ def describe(app: FastAPI, *, publish: bool, keyring: Keyring = ()) -> None:
             )
             if publish:
                 schema["paths"] = {"/publish": deepcopy(PUBLISH)} | schema["paths"]
+            for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+                operation["responses"] = EVERYWHERE | operation["responses"]
             _secure(schema, closed=bool(keyring))
             app.openapi_schema = schema
         return app.openapi_schema

@@ -32,7 +32,9 @@ class Settings(BaseSettings):
     chronicle_max_events: int = Field(default=10_000, ge=1, le=65_535, description="events a request at most")
     chronicle_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="bytes of a request body at most")
     chronicle_max_waiting_bytes: int = Field(
-        default=64 * 2**20, ge=1024, description="request bytes that wait for a commit in one command process at most"
+        default=64 * 2**20,
+        ge=1024,
+        description="bytes of request bodies, being read or committed, in one command process at most",
     )
     chronicle_max_in_flight: int = Field(
         default=1_000_000, ge=1, description="events received and not yet projected at most; then publishing gets a 503"

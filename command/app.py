@@ -11,15 +11,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from chronicle import events, http, logs, openapi
-from chronicle.errors import InvalidRequest, TooLarge
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
+from command.bodies import Bodies
 from command.dispatch import Dispatcher
 from command.receive import Receiver
 from command.watch import Watch
@@ -35,6 +34,7 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
     dispatcher = Dispatcher(database_url, redis_url)
     receiver = Receiver(database_url, settings, dispatcher.add)
     watch = Watch(database_url, receiver.set_in_flight, allow_unsafe=settings.chronicle_allow_unsafe_database)
+    bodies = Bodies(settings.chronicle_max_body_bytes, settings.chronicle_max_waiting_bytes)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -45,11 +45,11 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def publish(request: Request) -> JSONResponse:
-        body = await _body(request, settings.chronicle_max_body_bytes)
-        accepted = await _decoded(body, settings.chronicle_max_events)
-        if accepted:
-            await watch.durable()
-            await receiver.receive(accepted, len(body))
+        async with bodies.body(request) as body:
+            accepted = await _decoded(body, settings.chronicle_max_events)
+            if accepted:
+                await watch.durable()
+                await receiver.receive(accepted, len(body))
         count = len(accepted)
         return JSONResponse({"status": "success", "message": f"Published {count} events", "events_count": count})
 
@@ -89,25 +89,3 @@ async def _decoded(body: bytes, max_events: int) -> events.Events:
     if len(body) > LARGE_BODY:
         return await asyncio.to_thread(events.decode, body, max_events)
     return events.decode(body, max_events)
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The whole request body. Raises TooLarge as soon as it is known to be, a 415 for what is not JSON."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
-        raise HTTPException(415, "the body must be application/json")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPException(415, "the body must not be encoded")
-    too_large = TooLarge("body_too_large", ["body"], f"at most {limit} bytes a request")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isascii() or not declared.isdigit():
-        raise InvalidRequest("header_invalid", ["header", "content-length"], "not a number")
-    if int(declared) > limit:
-        raise too_large
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-    return b"".join(chunks)

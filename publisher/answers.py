@@ -68,8 +68,8 @@ def retry_after(value: str | None, now: datetime) -> float:
     """Seconds that a Retry-After header (RFC 9110, 10.2.3: seconds, or a date) asks for; 0 where it says nothing."""
     if value is None:
         return 0.0
-    if value.strip().isdecimal():
-        return min(float(value), LONGEST_RETRY_AFTER)
+    if (seconds := value.strip()).isdecimal():
+        return min(float(seconds), LONGEST_RETRY_AFTER)
     try:
         moment = parsedate_to_datetime(value)
     except ValueError:

@@ -12,34 +12,20 @@ import psycopg
 from fastapi import FastAPI, Query
 from fastapi.responses import Response
 from psycopg_pool import AsyncConnectionPool
-from pydantic import AfterValidator
 from starlette.middleware import Middleware
 
 from chronicle import database, http, openapi
 from chronicle.errors import DatabaseAway
-from chronicle.events import instant
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
 from query import audit, cursor, events, models, stats
+from query.parameters import WHOLE, Cursor, EventId, From, Name, Readable, To
 
 POOL_SIZE = 10
 ANSWER_SECONDS = 10
 
 Answer = TypeVar("Answer")
-
-
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("a NUL character is in no event")
-    return text
-
-
-Text = Annotated[str | None, AfterValidator(lambda text: text and _storable(text))]
-Moment = Annotated[str | None, AfterValidator(lambda text: None if text is None else instant(text))]
-From = Annotated[Moment, Query(alias="from", description="ISO 8601; at or after")]
-To = Annotated[Moment, Query(description="ISO 8601; at or before")]
-Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")]
 
 
 def create_app(settings: Settings, database_url: str, *, publish: bool = False, keyring: Keyring = ()) -> FastAPI:
@@ -67,7 +53,8 @@ def create_app(settings: Settings, database_url: str, *, publish: bool = False, 
             raise DatabaseAway("PostgreSQL did not answer in time")
         return task.result()
 
-    app = http.application("ChronicleWeaver", lifespan=running, middleware=[Middleware(ApiKeys, keyring)])
+    closed = [Middleware(ApiKeys, keyring)]
+    app = http.application("ChronicleWeaver", lifespan=running, middleware=closed, dependencies=[Readable])
 
     @app.get("/", tags=["health"])
     async def root() -> dict[str, str]:
@@ -98,13 +85,13 @@ def create_app(settings: Settings, database_url: str, *, publish: bool = False, 
     )
     async def get_events(
         *,
-        topic: Text = None,
-        source: Text = None,
-        event_id: Text = None,
+        topic: Name = None,
+        source: Name = None,
+        event_id: EventId = None,
         since: From = None,
         to: To = None,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
-        after: Annotated[Cursor, Query(alias="cursor")] = None,
+        limit: Annotated[int, Query(ge=1, le=10_000), WHOLE] = 1000,
+        after: Cursor = None,
     ) -> Response:
         """Processed events, newest timestamp first. `count` is how many match in all."""
         filters = {"topic": topic, "source": source, "event_id": event_id, "from": since, "to": to}
@@ -121,12 +108,12 @@ def create_app(settings: Settings, database_url: str, *, publish: bool = False, 
     async def get_audit(
         *,
         action: Literal["RECEIVED", "QUEUED", "PROCESSED", "DROPPED", "FAILED"] | None = None,
-        topic: Text = None,
-        event_id: Text = None,
+        topic: Name = None,
+        event_id: EventId = None,
         since: From = None,
         to: To = None,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        after: Annotated[Cursor, Query(alias="cursor")] = None,
+        limit: Annotated[int, Query(ge=1, le=1000), WHOLE] = 100,
+        after: Cursor = None,
     ) -> Response:
         """What happened to each event, newest first. `count` is the number of records returned."""
         filters = {"action": action, "topic": topic, "event_id": event_id, "from": since, "to": to}

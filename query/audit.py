@@ -16,7 +16,7 @@ from query import cursor
 class Place(Struct, array_like=True):
     """A record's place in the order of /audit."""
 
-    created_at: datetime
+    created_at: cursor.Moment
     fact_id: cursor.BigInt
     position: cursor.Int
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -10,9 +11,11 @@ from msgspec import Meta
 
 from chronicle.errors import InvalidRequest
 
+MAX_LENGTH = 200
 Place = TypeVar("Place", bound=msgspec.Struct)
 BigInt = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Int = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Moment = Annotated[datetime, Meta(tz=True)]
 """What PostgreSQL can take: a cursor is somebody else's text."""
 
 

@@ -16,7 +16,7 @@ from query import cursor
 class Place(Struct, array_like=True):
     """A processed event's place in the order of /events."""
 
-    timestamp: datetime
+    timestamp: cursor.Moment
     batch_id: UUID
     position: cursor.Int
 

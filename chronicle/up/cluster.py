@@ -65,6 +65,7 @@ def settings(data: Path) -> dict[str, str]:
         "jit": "off",
         "timezone": "UTC",
         "log_timezone": "UTC",
+        "log_error_verbosity": "terse",  # DETAIL and CONTEXT quote payloads
         "lc_messages": "C",
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": "",

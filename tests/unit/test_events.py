@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chronicle.errors import InvalidRequest, TooLarge
-from chronicle.events import EPOCH, MAX_DEPTH, decode, instant
+from chronicle.events import EPOCH, decode, instant
+from chronicle.payloads import MAX_DEPTH
 
 GOOD = {
     "event_id": "a",

@@ -152,6 +152,7 @@ async def test_a_pause_of_the_input_sends_what_is_there() -> None:
         (None, 0),
         ("7", 7),
         ("0", 0),
+        ("7\x1f", 7),
         ("100000", 30),
         ("Sun, 01 Jun 2025 12:00:09 GMT", 9),
         ("Sun, 01 Jun 2025 11:00:00 GMT", 0),

@@ -1,0 +1,256 @@
+"""A client's connection: uvicorn's, with an end to everything that a client could draw out, and errors in our shape.
+
+uvicorn has no deadline for a request that comes in pieces, no bound for headers, and answers what is not HTTP in plain
+text. Here every connection is looked at now and then, and what takes too long is refused with a 408 or cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import resource
+import secrets
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from chronicle.errors import Problem
+
+HEAD_SECONDS = 15.0
+"""For the request line and the headers; also for the first byte of a new connection."""
+
+SILENT_SECONDS = 15.0
+"""How long a body may stop coming, and how long an answer may stop being read."""
+
+BODY_SECONDS = 60.0
+"""For a whole body."""
+
+LINGER_SECONDS = 10.0
+"""How long a client may go on sending after its answer: closing at once would take the answer back, unread."""
+
+LOOK_SECONDS = 1.0
+MAX_URL_BYTES = 16 * 2**10
+MAX_HEAD_BYTES = 32 * 2**10
+MAX_HEADERS = 100
+MAX_PIPELINED = 100
+MAX_UNREAD_BYTES = 64 * 2**20
+"""What is thrown away of a body that was refused before it came, so that its sender gets to read why."""
+
+MOST_FILES, OTHER_FILES = 10_240, 200
+"""Open files that a process asks for, and how many of them are not connections of clients."""
+
+
+class Connection(HttpToolsProtocol):
+    """One connection, and how far its request has come."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there."""
+        super().connection_made(transport)
+        self._running: RequestResponseCycle | None = None
+        self._in_body = self._ended = self._asked = False
+        self._head_bytes = self._unread_bytes = self._unsent_bytes = 0
+        self._began = self._moved = self._sent = self.loop.time()
+        self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
+        if len(self.connections) > most_connections():
+            self._refuse(503, "unavailable", "too many connections: try again later")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, or was cut."""
+        self._looking.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request came."""
+        if self._ended:
+            return
+        now = self.loop.time()
+        if not (self._in_body or self._asked):
+            self._asked, self._began = True, now
+        self._moved = now
+        self._head_bytes += len(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
+        if self._head_bytes > MAX_HEAD_BYTES and (self._asked or self._in_body):
+            self._head_too_large()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._feed(self._without_upgrade() + data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(400, "http_invalid", "this is not HTTP/1.1")
+
+    def _without_upgrade(self) -> bytes:
+        """The head of the request as it would be had the client not asked for another protocol, and a new parser.
+
+        A server may ignore that wish (RFC 9110, 7.8); httptools then passes no body on. Some clients ask each time.
+        """
+        wish = (b"connection", b"upgrade", b"http2-settings")
+        kept = [(name, value) for name, value in self.headers if name not in wish]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            kept.append((b"connection", b"close"))
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        self.parser = httptools.HttpRequestParser(self)
+        lines = [method + b" " + self.url + b" HTTP/" + version, *[name + b": " + value for name, value in kept]]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._asked, self._began, self._head_bytes = True, self.loop.time(), 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; what follows a chunked body (a trailer) is none, and is ignored."""
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """All headers are there."""
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD_BYTES or len(self.url) > MAX_URL_BYTES or len(self.headers) > MAX_HEADERS:
+            self._head_too_large()
+        elif len(self.pipeline) >= MAX_PIPELINED:
+            self._refuse(400, "too_many_requests", f"at most {MAX_PIPELINED} requests ahead of their answers")
+        if self._ended:
+            raise httptools.HttpParserError
+        if self._upgrades():
+            return
+        self._in_body, self._asked, self._began = True, False, self.loop.time()
+        self._head_bytes = self._unread_bytes = 0
+        super().on_headers_complete()
+        self.cycle.transport = _Way(self)
+
+    def _upgrades(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body, which may have been answered already."""
+        self._head_bytes = 0
+        if self.cycle.response_complete:
+            self._unread_bytes += len(body)
+        super().on_body(body)
+
+    def on_chunk_complete(self) -> None:
+        """The end of a chunk."""
+        self._head_bytes = 0
+
+    def on_message_complete(self) -> None:
+        """The end of a request."""
+        if self._upgrades():
+            return
+        self._in_body = False
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _head_too_large(self) -> None:
+        if len(self.url) > MAX_URL_BYTES:
+            self._refuse(414, "url_too_long", f"at most {MAX_URL_BYTES} bytes")
+        else:
+            self._refuse(431, "headers_too_large", f"at most {MAX_HEADERS} headers of {MAX_HEAD_BYTES} bytes in all")
+
+    def _refuse(self, status: int, kind: str, message: str) -> None:
+        """Answers what cannot be understood, or took too long, and closes.
+
+        The connection's other requests come first: while one is under way, the client must not take this for its
+        answer, so that one is the last to be answered.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        running = self._running if self._running and not self._running.response_complete else None
+        if running and not (running is self.cycle and self._in_body):
+            running.keep_alive = False
+            self.pipeline.clear()
+            return
+        if running:
+            running.disconnected = True
+            running.message_event.set()
+        if not (running and running.response_started):
+            self.transport.write(_error(status, Problem(type=kind, loc=[], msg=message)))
+        self._linger()
+
+    def end(self) -> None:
+        """After the last answer; softly while the client still sends."""
+        if self._in_body:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Takes no more requests, and throws away what still comes, for a while or until the client closes."""
+        self._ended = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _look(self) -> None:
+        """Refuses or cuts what takes too long."""
+        now = self.loop.time()
+        self._look_at_request(now)
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent != self._unsent_bytes:
+            self._unsent_bytes, self._sent = unsent, now
+        if now - self._sent > SILENT_SECONDS:
+            self.transport.abort()
+        self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look_at_request(self, now: float) -> None:
+        if self._running is None and not self._asked and now - self._began > HEAD_SECONDS:
+            self.transport.close()
+        elif self._asked and now - self._began > HEAD_SECONDS:
+            self._refuse(408, "timeout", f"the headers did not come within {HEAD_SECONDS:.0f} s")
+        elif self._in_body and self._running is self.cycle and not self._running.response_complete:
+            if now - self._moved > SILENT_SECONDS or now - self._began > BODY_SECONDS:
+                self._refuse(
+                    408, "timeout", f"the body stopped for {SILENT_SECONDS:.0f} s or took {BODY_SECONDS:.0f} s"
+                )
+        elif self._in_body and (now - self._began > BODY_SECONDS or self._unread_bytes > MAX_UNREAD_BYTES):
+            self.transport.close()
+
+
+class _Way(asyncio.Transport):
+    """The transport as a request sees it, which closes it after an answer that says so."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        self._connection.end()
+
+
+@functools.cache
+def most_connections() -> int:
+    """How many connections this process can have, once it has asked for more open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = max(soft, min(hard, MOST_FILES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(files - OTHER_FILES, 1)
+
+
+def _error(status: int, problem: Problem) -> bytes:
+    body = json.dumps({"detail": [problem]}).encode()
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        "x-content-type-options": "nosniff",
+        "x-request-id": secrets.token_hex(8),
+    }
+    if status == 503:
+        headers["retry-after"] = "1"
+    lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
+    return b"".join([STATUS_LINE[status], *lines, b"\r\n", body])

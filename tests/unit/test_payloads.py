@@ -1,0 +1,70 @@
+"""payloads: the passes over the text find what a reader of the values would find."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chronicle import payloads
+
+STRINGS = st.lists(
+    st.sampled_from(
+        ["\\\\", '\\"', "\\u0000", "\\ud83d", "\\uDE00", "\\ud83d\\ude00", "\\u0041", "u0000", "a", "[", "}", "1e999"]
+    ),
+    max_size=5,
+).map(lambda parts: f'"{"".join(parts)}"')
+NUMBERS = st.sampled_from(
+    [
+        *["0", "-1", "1e5", "1e308", "1e309", "-1e400", "1E+310", "1e-500", "12.5e-3", "9" * 199, "9" * 309],
+        *["9" * 250 + "e99", "9" * 199 + "e99", "0." + "1" * 399, "0." + "1" * 400, "1e" + "0" * 30],
+    ]
+)
+JSON = st.recursive(
+    STRINGS | NUMBERS | st.just("null"),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(st.tuples(STRINGS, inner), max_size=3).map(
+            lambda pairs: "{" + ", ".join(f"{key}:{value}" for key, value in pairs) + "}"
+        )
+    ),
+    max_leaves=15,
+)
+
+
+def number(text: str) -> None:
+    mantissa, _, exponent = text.lower().lstrip("-").partition("e")
+    if len(mantissa) > 400 or len(exponent) > 20 or abs(int(exponent or 0)) > 400 or abs(float(text)) == float("inf"):
+        raise ValueError
+
+
+def readable(value: Any) -> bool:
+    if isinstance(value, str):
+        return not re.search("[\0\ud800-\udfff]", value)
+    return not isinstance(value, list | tuple) or all(map(readable, value))
+
+
+def accepted(text: str) -> bool:
+    try:
+        return readable(json.loads(text, parse_int=number, parse_float=number, object_pairs_hook=list))
+    except ValueError:
+        return False
+
+
+@settings(max_examples=500)
+@given(JSON)
+def test_what_is_storable_is_what_a_reader_could_keep(text: str) -> None:
+    content = text.encode()
+    found = payloads.problem(content, closely=payloads.suspect(content))
+    assert (found is None) == accepted(text)
+
+
+@given(st.integers(1, 300), st.sampled_from(["[", '{"a":', '[{"}]":', '["[",']))
+def test_depth_is_counted_outside_strings(levels: int, opening: str) -> None:
+    closing = "".join({"[": "]", "{": "}"}[char] for char in reversed(re.sub('"[^"]*"', "", opening)) if char in "[{")
+    content = (opening * levels + "1" + closing * levels).encode()
+    found = payloads.problem(content, closely=False)
+    assert (found is None) == (levels * len(closing) <= payloads.MAX_DEPTH)
