@@ -1,0 +1,108 @@
+"""Too much: what cannot be taken is refused quickly, what was accepted is all there, and then all is normal again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+
+import httpx2
+import pytest
+from servers import Stack, eventually
+
+EVENTS = 1000
+SECONDS = 8
+REQUESTS_A_SECOND = 150
+"""A thousand events each: about three times what two cores take."""
+
+
+def body(count: int) -> bytes:
+    run = uuid.uuid4().hex
+    events = [
+        {
+            "event_id": f"{run}-{n}",
+            "topic": f"topic-{n % 5}",
+            "source": "overload",
+            "payload": {"message": f"event {n}", "timestamp": "2025-01-01T00:00:00"},
+            "timestamp": "2025-01-01T00:00:00Z",
+        }
+        for n in range(count)
+    ]
+    return json.dumps({"events": events}).encode()
+
+
+async def post(port: int, content: bytes) -> tuple[int, float, bool]:
+    """Status (0 where there is no answer), seconds, and whether the answer says when to try again."""
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(40):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = "POST /publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            answer = await reader.read()
+            writer.close()
+    except (OSError, TimeoutError):
+        return 0, time.monotonic() - began, False
+    return int(answer.split()[1]), time.monotonic() - began, b"\r\nretry-after: " in answer.lower()
+
+
+async def open_loop(port: int) -> list[tuple[int, float, bool]]:
+    """Requests at a fixed rate, whatever becomes of those before."""
+    sent: list[asyncio.Task[tuple[int, float, bool]]] = []
+    bodies = [body(EVENTS) for _ in range(20)]
+    began = time.monotonic()
+    for number in range(SECONDS * REQUESTS_A_SECOND):
+        await asyncio.sleep(max(began + number / REQUESTS_A_SECOND - time.monotonic(), 0))
+        sent.append(asyncio.create_task(post(port, bodies[number % len(bodies)])))
+    return await asyncio.gather(*sent)
+
+
+def memory(pid: int) -> int:
+    """Resident bytes of a process."""
+    listing = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    return int(listing.stdout) * 1024
+
+
+@pytest.mark.timeout(240)
+async def test_three_times_too_much_is_refused_quickly_and_loses_nothing(own_stack: Stack) -> None:
+    answers = await open_loop(own_stack.port)
+    statuses = Counter(status for status, _, _ in answers)
+    assert set(statuses) == {200, 503}, statuses
+    assert all(says_when for status, _, says_when in answers if status == 503)
+    assert memory(own_stack.pids()["api"]) < 500 * 2**20
+    stats = eventually(lambda: _settled(own_stack), timeout=60)
+    assert stats["received"] == statuses[200] * EVENTS
+    status, seconds, _ = await post(own_stack.port, body(1))
+    assert status == 200
+    assert seconds < 2
+
+
+def _settled(stack: Stack) -> dict[str, int] | None:
+    stats: dict[str, int] = httpx2.get(f"{stack.url}/stats", timeout=30).json()
+    return stats if stats["in_flight"] == 0 else None
+
+
+@pytest.fixture
+def small_stack(tmp_path: Path) -> Stack:
+    return Stack(tmp_path / "home", env={"CHRONICLE_MAX_IN_FLIGHT": "5000"})
+
+
+def test_without_workers_publishing_goes_on_until_the_limit(small_stack: Stack) -> None:
+    small_stack.start()
+    try:
+        os.kill(small_stack.pids()["projector"], signal.SIGSTOP)
+        answers = [httpx2.post(f"{small_stack.url}/publish", content=body(EVENTS), timeout=30) for _ in range(8)]
+        assert [answer.status_code for answer in answers] == [200] * 5 + [503] * 3
+        assert "retry-after" in answers[-1].headers
+        assert "in flight" in answers[-1].json()["detail"][0]["msg"]
+        os.kill(small_stack.pids()["projector"], signal.SIGCONT)
+        eventually(lambda: _settled(small_stack), timeout=30)
+        eventually(lambda: httpx2.post(f"{small_stack.url}/publish", content=body(1)).status_code == 200)
+    finally:
+        small_stack.close()
