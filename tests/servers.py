@@ -22,6 +22,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("DATABASE_URL", "REDIS_URL", "WORKER_COUNT", "AGGREGATOR_URL", "EVENT_COUNT", "DUPLICATE_RATIO", "BATCH_SIZE")
 START_SECONDS = 90.0
+SAYS_IT_RUNS = "ChronicleWeaver is running\n"
 
 
 def eventually(check: Callable[[], T], timeout: float = 10.0, every: float = 0.05) -> T:
@@ -123,7 +124,10 @@ class Stack:
         """Starts it and waits until /ready answers 200. Raises AssertionError, with the log, where it does not."""
         process = self.launch()
         try:
-            eventually(lambda: process.poll() is not None or self.is_ready(), timeout=START_SECONDS)
+            # Not /ready alone: until it says that it runs, the end of a child is for it a start that failed.
+            eventually(
+                lambda: process.poll() is not None or (SAYS_IT_RUNS in self.log() and self.is_ready()), START_SECONDS
+            )
             assert process.poll() is None, f"chronicle up ended with {process.returncode}"
         except AssertionError as error:
             self.kill()
@@ -131,7 +135,8 @@ class Stack:
 
     def is_ready(self) -> bool:
         """Whether /ready answers 200 now."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        # Longer than a child that was killed several times is not started again, on a slow machine.
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", "/ready")
             return connection.getresponse().status == http.client.OK
