@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -104,7 +105,11 @@ class RequestIds:
         request_id = given if self.PLAIN.fullmatch(given) else secrets.token_hex(8).encode()
         headers = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
 
+        begun = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
@@ -112,7 +117,13 @@ class RequestIds:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         with structlog.contextvars.bound_contextvars(request_id=request_id.decode()):
-            await self.app(scope, receive, send_with_id)
+            try:
+                await self.app(scope, receive, send_with_id)
+            except asyncio.CancelledError:
+                # The server stops and waits no longer. It would answer 500 in a shape of its own.
+                if not begun:
+                    stopping = _unavailable(Request(scope), ChronicleError("the service stops: try again"))
+                    await stopping(scope, receive, send_with_id)
 
 
 def front_door(command: FastAPI, query: FastAPI) -> ASGIApp:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,18 +60,17 @@ async def test_a_projection_whose_answer_is_lost_happened_once(
     way_to: Callable[[str], Way], database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
     proxy, url = way_to(database_url)
-    worker = Worker(url, queue, threading.Event())
-    worker.run_once()
-    batch_ids = await receive(database_url, [event("a"), event("a")])
-    dispatcher = Dispatcher(database_url, queue)
-    await dispatcher.dispatch(batch_ids)
-    await dispatcher.close()
-    proxy.rule = cut_answers(lambda chunk: b"COMMIT\0" in chunk, times=1)
-    with pytest.raises(DatabaseAway):
+    with closing(Worker(url, queue, threading.Event())) as worker:
         worker.run_once()
-    worker.reconnect()
-    worker.run_once()
-    worker.close()
+        batch_ids = await receive(database_url, [event("a"), event("a")])
+        dispatcher = Dispatcher(database_url, queue)
+        await dispatcher.dispatch(batch_ids)
+        await dispatcher.close()
+        proxy.rule = cut_answers(lambda chunk: b"COMMIT\0" in chunk, times=1)
+        with pytest.raises(DatabaseAway):
+            worker.run_once()
+        worker.reconnect()
+        worker.run_once()
     assert db.execute("SELECT sum(processed), sum(dropped) FROM stats").fetchone() == (1, 1)
     assert [name for _, name, violations in verify.run(database_url) if violations] == []
 
@@ -79,17 +79,15 @@ async def test_tickets_whose_delivery_is_lost_are_read_again(
     way_to: Callable[[str], Way], database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
     proxy, url = way_to(queue)
-    worker, client = Worker(database_url, url, threading.Event()), broker.connect(queue)
-    for _ in range(2):
-        worker.run_once()  # makes the group, then finds that nothing is pending
-    batch_ids = await receive(database_url, [event("a")])
-    client.xadd(broker.STREAM, {broker.FIELD: str(batch_ids[0])})
-    proxy.rule = cut_answers(anything, times=1)
-    worker.run_once()
-    proxy.rule = pass_all
-    assert client.xpending(broker.STREAM, broker.GROUP)["pending"] == 1
-    worker.run_once()
-    worker.close()
-    assert client.xlen(broker.STREAM) == 0
-    client.close()
+    with closing(Worker(database_url, url, threading.Event())) as worker, closing(broker.connect(queue)) as client:
+        for _ in range(2):
+            worker.run_once()  # makes the group, then finds that nothing is pending
+        batch_ids = await receive(database_url, [event("a")])
+        client.xadd(broker.STREAM, {broker.FIELD: str(batch_ids[0])})
+        proxy.rule = cut_answers(anything, times=1)
+        worker.run_once()
+        proxy.rule = pass_all
+        assert client.xpending(broker.STREAM, broker.GROUP)["pending"] == 1
+        worker.run_once()
+        assert client.xlen(broker.STREAM) == 0
     assert db.execute("SELECT event_id FROM processed_events").fetchall() == [("a",)]

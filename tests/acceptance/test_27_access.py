@@ -143,7 +143,7 @@ def test_the_embedded_services_work_under_their_roles(guarded: Stack, client: Ap
     with psycopg.connect(guarded.run()["postgres"]["url"], autocommit=True) as owner:
         owner.execute("REVOKE INSERT ON outbox FROM chronicle_command")
         refusal = problems(api.post([event(fresh())]), 503)
-        assert "outbox" in refusal[0]["msg"]
+        assert "chronicle migrate" in refusal[0]["msg"]
         owner.execute("GRANT INSERT ON outbox TO chronicle_command")
         owner.execute("REVOKE SELECT ON stats FROM chronicle_query")
         problems(api.raw("/stats"), 503)
