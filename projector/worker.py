@@ -26,7 +26,7 @@ OVERDUE_SECONDS = 1.0
 SWEEP_SECONDS = 2.0
 """How often a busy worker looks for overdue batches, and any worker for tickets that others left."""
 
-ALONE, APART, NO_MORE = 2, 3, 10
+ALONE, APART, NO_MORE = 2, 3, 30
 """A batch that came back so often is projected alone, then event by event, then no more: its events become FAILED."""
 
 ABANDONED_MILLISECONDS = 10_000
@@ -247,7 +247,7 @@ def _bounded(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
 OVERDUE = """
 SELECT batch_id FROM outbox
 WHERE received_at < clock_timestamp() - make_interval(secs => %(seconds)s)
-  AND received_at < clock_timestamp() - make_interval(secs => %(seconds)s * power(2, least(attempts, 5)))
+  AND received_at < clock_timestamp() - make_interval(secs => %(seconds)s * power(2, least(attempts, 3)))
 ORDER BY received_at
 LIMIT 256
 """
