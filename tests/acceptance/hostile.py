@@ -161,7 +161,7 @@ BODIES = [
     Row("the same, asked first", (opened(LARGE, b"Expect: 100-continue"),), 413, ["body"]),
     Row("17 MiB", (post(b"[" + b" " * 17 * MIB),), 413, ["body"]),
     Row("an endless chunked body", (CHUNKED, Repeated(b"10000\r\n" + b" " * 65_536 + b"\r\n", 2_000)), 413, ["body"]),
-    Row("endless chunks of one byte", (CHUNKED, Repeated(b"1\r\n \r\n" * 1000, 20_000)), 413, ["body"]),
+    Row("endless chunks of 16 bytes", (CHUNKED, Repeated(b"10\r\n                \r\n" * 1000, 2_000)), 413, ["body"]),
     Row("a chunk size that is none", (CHUNKED + b"zz\r\n",), 400),
     Row("a chunk size beyond counting", (CHUNKED + b"f" * 40 + b"\r\n",), 400),
     Row("a chunk longer than it says", (CHUNKED + b"2\r\n{}{}\r\n",), 400),

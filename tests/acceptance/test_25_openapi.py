@@ -51,7 +51,7 @@ def test_requests_that_break_the_document_get_documented_answers(document: Any, 
     answers_as_documented(operation, schemathesis.GenerationMode.NEGATIVE)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.text())
 def test_no_text_in_a_query_string_is_an_internal_error(api: Api, text: str) -> None:
     names = ("topic", "event_id", "source", "action", "from", "to", "limit", "cursor")

@@ -184,7 +184,7 @@ def test_nothing_is_lost_or_doubled_in_any_order_of_things(
 
 
 BOUNDS = settings(
-    max_examples=8,
+    max_examples=5,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
