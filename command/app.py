@@ -20,7 +20,7 @@ from chronicle.keys import Keyring
 from chronicle.settings import Settings
 from command.bodies import Bodies
 from command.dispatch import Dispatcher
-from command.receive import Receiver
+from command.receive import COMMITTERS, Receiver
 from command.watch import Watch
 
 LARGE_BODY = 2**20
@@ -38,11 +38,13 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [_service(part.run()) for part in (receiver, dispatcher, watch)]
+        tasks = {_service(part.run()) for part in (*[receiver] * COMMITTERS, dispatcher, watch)}
         yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            # Again and again: wait_for of Python 3.11, which psycopg waits with, can lose a cancellation.
+            tasks = (await asyncio.wait(tasks, timeout=1))[1]
 
     async def publish(request: Request) -> JSONResponse:
         async with bodies.body(request) as body:

@@ -96,12 +96,7 @@ class Receiver:
             raise DatabaseAway
 
     async def run(self) -> None:
-        """Commits until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(COMMITTERS):
-                group.create_task(self._commit_for_ever())
-
-    async def _commit_for_ever(self) -> None:
+        """Commits until cancelled, on a connection of its own; COMMITTERS of these run at once."""
         writer: Writer | None = None
         while True:
             try:

@@ -17,7 +17,7 @@ from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
-from command.receive import Receiver, Writer
+from command.receive import COMMITTERS, Receiver, Writer
 
 Publish = Callable[..., Awaitable[None]]
 
@@ -26,12 +26,14 @@ Publish = Callable[..., Awaitable[None]]
 async def receiving(url: str, **settings: Any) -> AsyncIterator[tuple[Receiver, list[UUID]]]:
     committed: list[UUID] = []
     receiver = Receiver(url, Settings(**settings), committed.append)
-    task = asyncio.create_task(receiver.run())
+    tasks = {asyncio.create_task(receiver.run()) for _ in range(COMMITTERS)}
     try:
         yield receiver, committed
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            tasks = (await asyncio.wait(tasks, timeout=1))[1]
 
 
 async def test_what_was_answered_is_in_the_ledger_outbox_and_counters(

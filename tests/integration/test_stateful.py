@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from conftest import columns, event, other_database
+from given import columns, event, other_database
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
