@@ -38,7 +38,8 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        tasks = {_service(part.run()) for part in (*[receiver] * COMMITTERS, dispatcher, watch)}
+        committers = [receiver.run() for _ in range(COMMITTERS)]
+        tasks = {_service(part) for part in (*committers, dispatcher.run(), watch.run())}
         yield
         while tasks:
             for task in tasks:
