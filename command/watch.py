@@ -72,10 +72,10 @@ class Watch:
 
     async def _look(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
         with database.ours():
-            version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
-            database.check_schema(version)
             off = await (await connection.execute(database.DURABILITY)).fetchone()
             self._note_durability(off[0] if off else [])
+            version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
+            database.check_schema(version)
             row = await (await connection.execute(IN_FLIGHT)).fetchone()
         if row:
             self._in_flight(row[0])
