@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from given import actions, event, receive, until_blocked
@@ -65,6 +66,24 @@ async def test_a_batch_is_projected_once_however_often_it_is_named(
     assert project(db, [batch_id, batch_id], 0) == [batch_id]
     assert project(db, [batch_id], 1) == []
     assert db.execute("SELECT sum(processed), sum(dropped), sum(queued) FROM stats").fetchone() == (1, 0, 1)
+
+
+async def test_a_claim_waits_for_who_holds_the_batch(database_url: str, db: psycopg.Connection[Any]) -> None:
+    """And takes it where they give it up: no row at once would say that it was projected already."""
+    [batch_id] = await receive(database_url, [event("a")])
+    projected: list[UUID] = []
+
+    def claim() -> None:
+        with database.connect(database_url, "waiter") as connection:
+            projected.extend(project(connection, [batch_id], 1))
+
+    thread = threading.Thread(target=claim)
+    with db.transaction(force_rollback=True):
+        db.execute("DELETE FROM outbox")
+        thread.start()
+        until_blocked(database_url, "waiter")
+    thread.join()
+    assert projected == [batch_id]
 
 
 async def test_counters_add_up_by_topic_and_worker(database_url: str, db: psycopg.Connection[Any]) -> None:

@@ -71,7 +71,7 @@ MUTANTS = (
     ),
     Mutant(
         "a commit that does not wait for the disk",
-        (Edit(DATABASE, '    "TimeZone": "UTC",\n', '    "TimeZone": "UTC",\n    "synchronous_commit": "off",\n'),),
+        (Edit(DATABASE, "coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')", "'off'"),),
         ("tests/integration/test_receive.py::test_the_commit_is_synchronous",),
     ),
     Mutant(
@@ -119,7 +119,7 @@ MUTANTS = (
     Mutant(
         "a claim that skips what another worker holds",
         (Edit(PROJECTION, "FOR UPDATE\n)\nDELETE", "FOR UPDATE SKIP LOCKED\n)\nDELETE"),),
-        ("tests/integration/test_worker.py::test_a_ticket_is_acknowledged_after_the_commit",),
+        ("tests/integration/test_projection.py::test_a_claim_waits_for_who_holds_the_batch",),
     ),
     Mutant(
         "unsorted inserts",
