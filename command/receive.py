@@ -58,7 +58,6 @@ class Receiver:
         self._committed = committed
         self._queue: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
-        self._waiting_bytes = 0
         self._away_since: float | None = None
         self._in_flight = 0
 
@@ -68,26 +67,21 @@ class Receiver:
         Raises Overloaded, DatabaseAway (the outcome may then be unknown), or InvalidRequest for a value that PostgreSQL
         refused.
         """
-        self._admit(len(events), size)
+        self._admit(len(events))
         waiting = Waiting(events, size, time.monotonic(), asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
-        self._waiting_bytes += size
         self._arrived.set()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await waiting.done
         except TimeoutError:
             raise DatabaseAway("PostgreSQL did not answer in time") from None
-        finally:
-            self._waiting_bytes -= size
 
     def set_in_flight(self, events: int) -> None:
         """How many events all of the system has in flight, as last seen."""
         self._in_flight = events
 
-    def _admit(self, count: int, size: int) -> None:
-        if self._waiting_bytes and self._waiting_bytes + size > self._settings.chronicle_max_waiting_bytes:
-            raise Overloaded("too many bytes wait for a commit: try again later")
+    def _admit(self, count: int) -> None:
         if self._in_flight + count > self._settings.chronicle_max_in_flight:
             raise Overloaded("too many events are in flight: try again later")
         if self._queue and time.monotonic() - self._queue[0].since > OVERLOAD_SECONDS:

@@ -147,15 +147,6 @@ async def test_too_much_in_flight_is_refused(database_url: str) -> None:
             await receiver.receive(columns(event("b"), event("c")), 1)
 
 
-async def test_too_many_waiting_bytes_are_refused(database_url: str) -> None:
-    async with receiving(database_url, chronicle_max_waiting_bytes=2000) as (receiver, _):
-        first = asyncio.create_task(receiver.receive(columns(event("a")), 1500))
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="bytes"):
-            await receiver.receive(columns(event("b")), 1500)
-        await first
-
-
 async def test_without_postgresql_a_request_fails_in_bounded_time() -> None:
     async with receiving("postgresql://nobody@127.0.0.1:1/none") as (receiver, _):
         with pytest.raises(DatabaseAway):
