@@ -65,6 +65,16 @@ def run_until_idle(worker: Worker, db: psycopg.Connection[Any]) -> None:
     eventually(idle)
 
 
+def until_empty(worker: Worker, client: redis.Redis) -> None:
+    """Lets the worker work until no ticket is left."""
+
+    def empty() -> bool:
+        worker.run_once()
+        return left(client) == (0, 0)
+
+    eventually(empty)
+
+
 async def test_a_ticket_leads_to_its_batch_and_is_gone_afterwards(
     worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
@@ -111,8 +121,7 @@ async def test_a_ticket_that_comes_twice_or_late_changes_nothing(
         await dispatch(database_url, queue, batch_ids)
     run_until_idle(worker, db)
     await dispatch(database_url, queue, batch_ids)
-    eventually(lambda: worker.run_once() or left(client) == (0, 0))
-    eventually(lambda: left(client) == (0, 0))
+    until_empty(worker, client)
     assert db.execute("SELECT sum(processed), sum(dropped), sum(queued) FROM stats").fetchone() == (1, 0, 1)
 
 
@@ -147,8 +156,7 @@ async def test_what_redis_loses_is_projected_all_the_same(
     run_until_idle(worker, db)
     await dispatch(database_url, queue, await receive(database_url, [event("c")]))
     run_until_idle(worker, db)
-    eventually(lambda: worker.run_once() or left(client) == (0, 0))
-    eventually(lambda: left(client) == (0, 0))
+    until_empty(worker, client)
 
 
 async def test_a_reader_that_blocks_while_the_stream_is_deleted_goes_on(
@@ -178,8 +186,7 @@ async def test_a_ticket_that_another_worker_left_pending_is_taken_over(
     await dispatch(database_url, queue, await receive(database_url, [event("a")]))
     client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
     worker = workers()
-    eventually(lambda: worker.run_once() or left(client) == (0, 0))
-    eventually(lambda: left(client) == (0, 0))
+    until_empty(worker, client)
     assert in_flight(db) == 0
 
 
@@ -198,8 +205,7 @@ async def test_an_idle_worker_takes_over_too_what_another_left(
     await dispatch(database_url, queue, await receive(database_url, [event("a")]))
     client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
     run_until_idle(worker, db)
-    eventually(lambda: worker.run_once() or left(client) == (0, 0))
-    eventually(lambda: left(client) == (0, 0))
+    until_empty(worker, client)
 
 
 async def test_who_takes_the_number_of_a_killed_worker_takes_its_tickets_at_once(
@@ -224,8 +230,7 @@ async def test_own_pending_tickets_are_taken_back_at_the_start(
     client.xreadgroup(broker.GROUP, consumer, {broker.STREAM: ">"})
     worker.reconnect()
     run_until_idle(worker, db)
-    eventually(lambda: worker.run_once() or left(client) == (0, 0))
-    eventually(lambda: left(client) == (0, 0))
+    until_empty(worker, client)
 
 
 async def test_an_entry_that_names_no_batch_is_thrown_away(
@@ -235,8 +240,7 @@ async def test_an_entry_that_names_no_batch_is_thrown_away(
         client.xadd(broker.STREAM, fields)
     await dispatch(database_url, queue, await receive(database_url, [event("a")]))
     run_until_idle(worker, db)
-    eventually(lambda: worker.run_once() or left(client) == (0, 0))
-    eventually(lambda: left(client) == (0, 0))
+    until_empty(worker, client)
 
 
 async def test_without_redis_events_are_accepted_and_projected(
