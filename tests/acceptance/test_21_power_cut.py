@@ -7,6 +7,7 @@ did not, the test would prove nothing.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -20,7 +21,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from api import Api, event, fresh
-from servers import Stack, eventually, start_with, stop_server
+from servers import Stack, eventually, process_field, start_with, stop_server
 
 from chronicle.up.servers import Postgres, start
 
@@ -66,8 +67,24 @@ class Disk:
             os.close(folder)
 
     def unmount(self) -> None:
-        """Unmounts it once nobody uses it any more."""
-        eventually(lambda: run("umount", str(self.mounted_on), check=False) == 0)
+        """Unmounts it, after a kill -9 of every process that still uses it."""
+        eventually(self._is_unmounted, timeout=30)
+
+    def _is_unmounted(self) -> bool:
+        users = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_used_by(pid)]
+        names = [process_field("args", pid) for pid in users]
+        for pid in users:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        refusal = subprocess.run(["umount", str(self.mounted_on)], capture_output=True, text=True, check=False).stderr
+        assert not os.path.ismount(self.mounted_on), f"{refusal.strip()}: in use by {names}"
+        return True
+
+    def _is_used_by(self, pid: int) -> bool:
+        """Whether a process works in it, as all of PostgreSQL's do; one that has ended works nowhere."""
+        with contextlib.suppress(OSError):
+            return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(self.mounted_on)
+        return False
 
     def close(self) -> None:
         """Leaves no mount and no loop device behind, whatever happened."""
@@ -134,17 +151,10 @@ class Traffic:
 
 
 def kill(server: Postgres) -> None:
-    """kill -9 of PostgreSQL, every process of it."""
+    """kill -9 of PostgreSQL. Its children are in sessions of their own; they end with the use of the disk."""
     assert server.process
-    os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.kill()
     server.process.wait()
-    eventually(lambda: not group_lives(server.process.pid if server.process else 0))
-
-
-def group_lives(group: int) -> bool:
-    """Whether a process of the group still runs; one that nobody has collected yet does not."""
-    listing = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
-    return any(line.split()[0] == str(group) and "Z" not in line.split()[1] for line in listing.splitlines())
 
 
 def cut_power_under_load(disk: Disk, server: Postgres, traffic: Traffic) -> None:
