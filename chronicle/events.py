@@ -7,7 +7,7 @@ far as needed to know that PostgreSQL can store it and that every reader can tak
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, NoReturn
@@ -44,6 +44,23 @@ class _Payload(Struct, gc=False):
     timestamp: str | UnsetType = UNSET
 
 
+class _UsualEvent(Struct, gc=False):
+    event_id: Annotated[str, Meta(min_length=1, max_length=EVENT_ID_CHARACTERS)]
+    topic: Annotated[str, Meta(max_length=NAME_CHARACTERS)]
+    source: Annotated[str, Meta(min_length=1, max_length=NAME_CHARACTERS)]
+    payload: Raw
+    timestamp: datetime
+
+
+class _UsualBody(Struct):
+    events: list[_UsualEvent]
+
+
+class _UsualPayload(Struct, gc=False):
+    message: str | UnsetType = UNSET
+    timestamp: datetime | UnsetType = UNSET
+
+
 @dataclass(slots=True)
 class Events:
     """Events as columns, in order; an event's position in a batch is its index here plus one.
@@ -75,12 +92,17 @@ class Events:
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_payload = msgspec.json.Decoder(_Payload).decode
+_decode_usual_body = msgspec.json.Decoder(_UsualBody).decode
+_decode_usual_payloads = msgspec.json.Decoder(list[_UsualPayload]).decode
+_UNUSUAL = (b"\\u0000", b'"0001-', b'"9999-')
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
 
 _ISO_8601 = re.compile(
     r"\d{4}(?:-\d\d-\d\d|\d{4})(?:[Tt ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?(?:[Zz]|[+-]\d\d(?::?\d\d)?)?)?",
     re.ASCII,
 )
 _MICROSECOND = timedelta(microseconds=1)
+_NAIVE_EPOCH = EPOCH.replace(tzinfo=None)
 
 
 def decode(body: bytes, max_events: int) -> Events:
@@ -89,6 +111,8 @@ def decode(body: bytes, max_events: int) -> Events:
     Raises TooLarge for more than max_events and InvalidRequest, naming event and field, for anything that the
     contract refuses: every event that is returned can be stored and read back.
     """
+    if (usual := _usual(body)) and len(usual) <= max_events:
+        return usual
     try:
         body.decode()
         found = _decode_body(body).events
@@ -105,7 +129,40 @@ def decode(body: bytes, max_events: int) -> Events:
         raise InvalidRequest("json_invalid", ["body"], str(error)) from None
     if len(found) > max_events:
         raise TooLarge("too_many_events", ["body", "events"], f"at most {max_events} events a request")
-    return _columns(found, plain=body.isascii() and b"\\u" not in body, suspect=payloads.suspect(body))
+    return _columns(
+        found,
+        [_payload(event.payload, index) for index, event in enumerate(found)],
+        [_timestamp(event.timestamp, index) for index, event in enumerate(found)],
+        plain=_is_plain(body),
+    )
+
+
+def _usual(body: bytes) -> Events | None:
+    """The events of a body with nothing unusual in it, in less than half of the time; None where it has, or is wrong.
+
+    msgspec reads the times, all payloads are looked into in one call, and what would need a closer look (escapes, years
+    at the edge, more than six decimals, which msgspec would round) is looked for in the body as a whole.
+    """
+    if any(mark in body for mark in _UNUSUAL) or b".0000000" in body.translate(_DIGITS):
+        return None
+    try:
+        body.decode()
+        found = _decode_usual_body(body).events
+        contents = [bytes(event.payload) for event in found]
+        together = b"[" + b",".join(contents) + b"]"
+        _decode_usual_payloads(together)
+    except (UnicodeDecodeError, RecursionError, msgspec.DecodeError):
+        return None
+    # Each payload has a bracket of its own: what is left is how many one of them may have more.
+    flat = together.count(b"{") + together.count(b"[") - len(found) < payloads.MAX_DEPTH
+    if not (flat and not payloads.suspect(together)) and any(map(payloads.problem, contents)):
+        return None
+    return _columns(found, contents, [_microseconds(event.timestamp) for event in found], plain=_is_plain(body))
+
+
+def _microseconds(moment: datetime) -> int:
+    since = moment - (EPOCH if moment.tzinfo else _NAIVE_EPOCH)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def instant(text: str) -> datetime:
@@ -122,8 +179,12 @@ def instant(text: str) -> datetime:
         raise ValueError("not a time of the years 1 to 9999 in UTC") from None
 
 
-def _columns(found: list[Event], *, plain: bool, suspect: bool) -> Events:
-    """The columns of decoded events; `plain` spares the checks that only escapes and non-ASCII text need."""
+def _is_plain(body: bytes) -> bool:
+    """Whether there is nothing in it for which characters and bytes would have to be counted apart."""
+    return body.isascii() and b"\\u" not in body
+
+
+def _columns(found: Sequence[Event | _UsualEvent], contents: list[bytes], moments: list[int], *, plain: bool) -> Events:
     if not plain:
         for index, event in enumerate(found):
             _check_names(event, index)
@@ -131,12 +192,12 @@ def _columns(found: list[Event], *, plain: bool, suspect: bool) -> Events:
         [event.event_id for event in found],
         [event.topic for event in found],
         [event.source for event in found],
-        [_payload(event.payload, index, suspect) for index, event in enumerate(found)],
-        [_timestamp(event.timestamp, index) for index, event in enumerate(found)],
+        contents,
+        moments,
     )
 
 
-def _check_names(event: Event, index: int) -> None:
+def _check_names(event: Event | _UsualEvent, index: int) -> None:
     for name, text, limit in (
         ("event_id", event.event_id, EVENT_ID_BYTES),
         ("topic", event.topic, NAME_BYTES),
@@ -155,7 +216,7 @@ def _timestamp(text: str, index: int) -> int:
         _refuse("datetime_invalid", index, "timestamp", str(error))
 
 
-def _payload(raw: Raw, index: int, suspect: bool) -> bytes:
+def _payload(raw: Raw, index: int) -> bytes:
     try:
         payload = _decode_payload(raw)
     except msgspec.ValidationError as error:
@@ -166,7 +227,7 @@ def _payload(raw: Raw, index: int, suspect: bool) -> bytes:
             instant(payload.timestamp)
         except ValueError as error:
             _refuse("datetime_invalid", index, "payload", "timestamp", str(error))
-    if found := payloads.problem(content, closely=suspect and payloads.suspect(content)):
+    if found := payloads.problem(content):
         _refuse(found[0], index, "payload", found[1])
     return content
 

@@ -47,11 +47,9 @@ def suspect(content: bytes) -> bool:
     return b"0e000" in figures or _LONG_NUMBER in figures or b"\\u" in content
 
 
-def problem(content: bytes, *, closely: bool) -> tuple[str, str] | None:
-    """Why a JSON value, as well-formed UTF-8, cannot be stored or read back: a type of problem and a message.
-
-    `closely` also looks at numbers and escapes, which text that is not `suspect` need not.
-    """
+def problem(content: bytes) -> tuple[str, str] | None:
+    """Why a JSON value, as well-formed UTF-8, cannot be stored or read back: a type of problem and a message."""
+    closely = suspect(content)
     if content.count(b"{") + content.count(b"[") <= MAX_DEPTH and not closely:
         return None
     bare = b"".join([_STRING.sub(b"", stretch[0]) for stretch in _STRINGS.finditer(content)])

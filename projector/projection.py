@@ -27,10 +27,10 @@ DELETE FROM outbox USING held WHERE outbox.batch_id = held.batch_id RETURNING ou
 INSERT_FIRST_SIGHTINGS = """
 WITH won AS (
     INSERT INTO processed_events (event_id, topic, source, payload, "timestamp", batch_id, position)
-    SELECT DISTINCT ON (topic, event_id) event_id, topic, source, payload, "timestamp", batch_id, position
+    SELECT DISTINCT ON (event_id, topic) event_id, topic, source, payload, "timestamp", batch_id, position
     FROM received_events
     WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND position BETWEEN %(first)s AND %(last)s
-    ORDER BY topic, event_id, batch_id, position
+    ORDER BY event_id, topic, batch_id, position
     ON CONFLICT (topic, event_id) DO NOTHING
     RETURNING batch_id, position
 )
@@ -53,46 +53,54 @@ WITH won AS (
     LEFT JOIN failed f ON f.position = e.position
     WHERE e.batch_id = ANY (%(batch_ids)s::uuid[])
       AND (%(positions)s::int[] IS NULL OR e.position = ANY (%(positions)s))
-), dropped AS (
-    INSERT INTO dropped_events (event_id, topic, batch_id, position, reason)
-    SELECT j.event_id, j.topic, j.batch_id, j.position,
-           CASE WHEN j.payload::text = p.payload::text OR j.payload::jsonb = p.payload::jsonb
-                THEN 'duplicate' ELSE 'conflict' END
+), lost AS MATERIALIZED (
+    SELECT j.batch_id, j.position, j.event_id, j.topic, j.action, j.error,
+           CASE WHEN j.action <> 'DROPPED' THEN NULL
+                WHEN j.payload::text = p.payload::text OR j.payload::jsonb = p.payload::jsonb THEN 'duplicate'
+                ELSE 'conflict' END AS reason
     FROM judged j
-    CROSS JOIN LATERAL (
+    LEFT JOIN LATERAL (
         SELECT stored.payload FROM processed_events stored
         WHERE stored.event_id = j.event_id AND stored.topic = j.topic
         OFFSET 0
-    ) AS p
-    WHERE j.action = 'DROPPED'
-    RETURNING batch_id, position, reason
-), conflicting AS (
-    SELECT batch_id, array_agg(position ORDER BY position) AS positions
-    FROM dropped
-    WHERE reason = 'conflict'
-    GROUP BY batch_id
+    ) AS p ON j.action = 'DROPPED'
+    WHERE j.action <> 'PROCESSED'
+), dropped AS (
+    INSERT INTO dropped_events (event_id, topic, batch_id, position, reason)
+    SELECT event_id, topic, batch_id, position, reason FROM lost WHERE action = 'DROPPED'
 ), abandoned AS (
     INSERT INTO failed_events (event_id, topic, batch_id, position, error)
-    SELECT event_id, topic, batch_id, position, error FROM judged WHERE action = 'FAILED'
+    SELECT event_id, topic, batch_id, position, error FROM lost WHERE action = 'FAILED'
+), winners AS (
+    SELECT batch_id, array_agg(position ORDER BY position) AS positions FROM won GROUP BY batch_id
+), gathered AS (
+    SELECT batch_id, action, array_agg(position ORDER BY position) AS positions,
+           array_agg(position ORDER BY position) FILTER (WHERE reason = 'conflict') AS conflicts,
+           CASE WHEN action = 'FAILED' THEN array_agg(error ORDER BY position) END AS errors
+    FROM lost
+    GROUP BY batch_id, action
+), counted AS MATERIALIZED (
+    SELECT batch_id, action, topic, count(*)::int AS event_count FROM judged GROUP BY batch_id, action, topic
+), earlier AS (
+    SELECT batch_id, max(recorded_at) AS recorded_at, max(event_count) AS event_count
+    FROM facts WHERE batch_id = ANY (%(batch_ids)s::uuid[]) GROUP BY batch_id
 ), outcome AS (
     INSERT INTO facts
         (batch_id, action, attempt, recorded_at, lane, worker_id, event_count, positions, conflicts, errors)
-    SELECT j.batch_id, j.action, %(attempt)s::int, greatest(clock_timestamp(), q.recorded_at),
-           %(worker_id)s, %(worker_id)s, count(*),
-           CASE WHEN count(*) < q.event_count OR j.action = 'FAILED' OR %(attempt)s::int > 0
-                THEN array_agg(j.position ORDER BY j.position) END,
-           CASE WHEN j.action = 'DROPPED' THEN c.positions END,
-           CASE WHEN j.action = 'FAILED' THEN array_agg(j.error ORDER BY j.position) END
-    FROM judged j
-    JOIN facts q ON q.batch_id = j.batch_id AND q.action = 'QUEUED'
-    LEFT JOIN conflicting c ON c.batch_id = j.batch_id
-    GROUP BY j.batch_id, j.action, q.recorded_at, q.event_count, c.positions
+    SELECT c.batch_id, c.action, %(attempt)s::int, greatest(clock_timestamp(), e.recorded_at),
+           %(worker_id)s, %(worker_id)s, c.event_count,
+           CASE WHEN c.event_count < e.event_count OR c.action = 'FAILED' OR %(attempt)s::int > 0
+                THEN coalesce(g.positions, w.positions) END,
+           g.conflicts, g.errors
+    FROM (SELECT batch_id, action, sum(event_count) AS event_count FROM counted GROUP BY batch_id, action) c
+    JOIN earlier e ON e.batch_id = c.batch_id
+    LEFT JOIN gathered g ON g.batch_id = c.batch_id AND g.action = c.action
+    LEFT JOIN winners w ON w.batch_id = c.batch_id AND c.action = 'PROCESSED'
     RETURNING id, batch_id, action, recorded_at
 ), tally AS (
-    SELECT o.id, o.batch_id, o.action, o.recorded_at, j.topic, count(*)::int AS event_count
-    FROM judged j
-    JOIN outcome o ON o.batch_id = j.batch_id AND o.action = j.action
-    GROUP BY o.id, o.batch_id, o.action, o.recorded_at, j.topic
+    SELECT o.id, o.batch_id, o.action, o.recorded_at, c.topic, c.event_count
+    FROM counted c
+    JOIN outcome o ON o.batch_id = c.batch_id AND o.action = c.action
 ), indexed AS (
     INSERT INTO fact_topics (topic, action, recorded_at, fact_id, batch_id, event_count)
     SELECT topic, action, recorded_at, id, batch_id, event_count FROM tally

@@ -15,7 +15,7 @@ SELECT f.batch_id, e.position::int AS position, e.event_id, e.topic, e.source, e
 FROM facts f
 CROSS JOIN LATERAL unnest(f.event_ids, f.topics, f.sources, f.payloads, f.timestamps)
     WITH ORDINALITY AS e(event_id, topic, source, payload, "timestamp", position)
-WHERE f.action = 'RECEIVED'
+WHERE f.event_ids IS NOT NULL
 """
 
 AUDIT_LOG_VIEW = """

@@ -127,7 +127,7 @@ MUTANTS = (
             Edit(PROJECTION, "    SELECT DISTINCT ON", "    SELECT * FROM (SELECT DISTINCT ON"),
             Edit(
                 PROJECTION,
-                "    ORDER BY topic, event_id, batch_id, position\n",
+                "    ORDER BY event_id, topic, batch_id, position\n",
                 "    ORDER BY topic, event_id, batch_id, position) AS s ORDER BY md5(event_id || batch_id)\n",
             ),
         ),

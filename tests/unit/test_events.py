@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chronicle.errors import InvalidRequest, TooLarge
@@ -209,6 +210,47 @@ def test_too_many_events_name_the_limit() -> None:
 )
 def test_iso_8601_in_its_usual_forms_is_understood(text: str, moment: str) -> None:
     assert instant(text).isoformat() == moment
+
+
+NAMES = (
+    st.text(max_size=8)
+    | st.sampled_from(["", "é" * 256, "x" * 512, "x" * 513, "\0", "\ud800", "😀" * 300])
+    | st.integers()
+)
+TIMES = st.datetimes(timezones=st.timezones() | st.none()).map(datetime.isoformat) | st.sampled_from(
+    [
+        *("2025-01-01", "2025-01-01T10:20", "20250101T102030Z", "2025-01-01T10:20:30,5+05:30", "2025-W01-1", ""),
+        *("2025-01-01T10:20:30.1234567Z", "2025-01-01T10:20:30.9999999Z", "2025-01-01T23:59:60Z", "2025-02-29T00:00:00"),
+        *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-00:01", "2025-01-01T00:00:00\0", "2025-01-01T24:00:00"),
+    ]
+)  # fmt: skip
+PAYLOADS = st.fixed_dictionaries(
+    {}, optional={"message": NAMES, "timestamp": TIMES | st.integers(), "n": st.floats(), "deep": st.integers(0, 101)}
+)
+EVENTS = st.fixed_dictionaries(
+    {"event_id": NAMES, "topic": NAMES, "source": NAMES, "payload": PAYLOADS | NAMES, "timestamp": TIMES | NAMES}
+)
+
+
+def decided(content: bytes) -> object:
+    """What decode makes of it: events, or where and why not."""
+    try:
+        return decode(content, 10)
+    except InvalidRequest as error:
+        return error.problem
+
+
+@settings(max_examples=500)
+@given(st.lists(EVENTS, max_size=3), st.booleans())
+def test_a_body_with_something_unusual_beside_its_events_is_decoded_alike(
+    events: list[dict[str, Any]], ensure_ascii: bool
+) -> None:
+    for sent in events:
+        if isinstance(sent["payload"], dict) and (levels := sent["payload"].pop("deep", 0)):
+            sent["payload"]["deep"] = functools.reduce(lambda inner, _: [inner], range(levels), 1)
+    content = json.dumps({"events": events}, ensure_ascii=ensure_ascii).encode("utf-8", "surrogatepass")
+    unusual = content.replace(b"{", b'{"year": "9999-", ', 1)
+    assert decided(content) == decided(unusual)
 
 
 JSON_VALUES = st.recursive(
