@@ -79,6 +79,6 @@ def retry_batch(
         won = [winner for position in held for winner in insert_apart(connection, batch_id, position, position, errors)]
         if succeeded := [position for position in held if position not in errors]:
             attempt = database.value(connection, NEXT_ATTEMPT, [batch_id])
-            record_outcome(connection, [batch_id], worker_id, won, {}, positions=succeeded, attempt=attempt)
+            record_outcome(connection, {batch_id: held[-1]}, worker_id, won, {}, positions=succeeded, attempt=attempt)
             connection.execute(FORGET, {"batch_id": batch_id, "positions": succeeded})
     return len(held), errors

@@ -7,13 +7,12 @@ batch, events by topic and event_id), so that workers wait for each other and ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
-from chronicle import database
 from chronicle.ledger import RECORD_QUEUED
 from chronicle.tables import RECORD_POSITIONS
 
@@ -21,7 +20,7 @@ CLAIM = """
 WITH held AS (
     SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE
 )
-DELETE FROM outbox USING held WHERE outbox.batch_id = held.batch_id RETURNING outbox.batch_id
+DELETE FROM outbox USING held WHERE outbox.batch_id = held.batch_id RETURNING outbox.batch_id, outbox.event_count
 """
 
 INSERT_FIRST_SIGHTINGS = """
@@ -34,22 +33,19 @@ WITH won AS (
     ON CONFLICT (topic, event_id) DO NOTHING
     RETURNING batch_id, position
 )
-SELECT batch_id, array_agg(position ORDER BY position)::text FROM won GROUP BY batch_id
+SELECT batch_id, array_agg(position ORDER BY position) FROM won GROUP BY batch_id
 """
 
 RECORD_OUTCOME = """
-WITH won AS (
-    SELECT w.batch_id, unnest(w.positions::int[]) AS position
-    FROM unnest(%(won_batch_ids)s::uuid[], %(won_positions)s::text[]) AS w(batch_id, positions)
-), failed AS (
+WITH failed AS (
     SELECT position, error FROM unnest(%(failed_positions)s::int[], %(errors)s::text[]) AS f(position, error)
 ), judged AS MATERIALIZED (
     SELECT e.batch_id, e.position, e.event_id, e.topic, f.error,
-           CASE WHEN w.position IS NOT NULL THEN 'PROCESSED' WHEN f.position IS NOT NULL THEN 'FAILED'
+           CASE WHEN get_byte(b.won, e.position - 1) = 1 THEN 'PROCESSED' WHEN f.position IS NOT NULL THEN 'FAILED'
                 ELSE 'DROPPED' END AS action,
-           CASE WHEN w.position IS NULL THEN e.payload END AS payload
-    FROM received_events e
-    LEFT JOIN won w ON w.batch_id = e.batch_id AND w.position = e.position
+           CASE WHEN get_byte(b.won, e.position - 1) = 0 THEN e.payload END AS payload
+    FROM unnest(%(batch_ids)s::uuid[], %(won)b::bytea[]) AS b(batch_id, won)
+    JOIN received_events e ON e.batch_id = b.batch_id
     LEFT JOIN failed f ON f.position = e.position
     WHERE e.batch_id = ANY (%(batch_ids)s::uuid[])
       AND (%(positions)s::int[] IS NULL OR e.position = ANY (%(positions)s))
@@ -71,14 +67,15 @@ WITH won AS (
 ), abandoned AS (
     INSERT INTO failed_events (event_id, topic, batch_id, position, error)
     SELECT event_id, topic, batch_id, position, error FROM lost WHERE action = 'FAILED'
-), winners AS (
-    SELECT batch_id, array_agg(position ORDER BY position) AS positions FROM won GROUP BY batch_id
 ), gathered AS (
     SELECT batch_id, action, array_agg(position ORDER BY position) AS positions,
            array_agg(position ORDER BY position) FILTER (WHERE reason = 'conflict') AS conflicts,
            CASE WHEN action = 'FAILED' THEN array_agg(error ORDER BY position) END AS errors
     FROM lost
     GROUP BY batch_id, action
+    UNION ALL
+    SELECT batch_id, 'PROCESSED', positions::int[], NULL, NULL
+    FROM unnest(%(batch_ids)s::uuid[], %(won_positions)s::text[]) AS w(batch_id, positions)
 ), counted AS MATERIALIZED (
     SELECT batch_id, action, topic, count(*)::int AS event_count FROM judged GROUP BY batch_id, action, topic
 ), earlier AS (
@@ -90,12 +87,11 @@ WITH won AS (
     SELECT c.batch_id, c.action, %(attempt)s::int, greatest(clock_timestamp(), e.recorded_at),
            %(worker_id)s, %(worker_id)s, c.event_count,
            CASE WHEN c.event_count < e.event_count OR c.action = 'FAILED' OR %(attempt)s::int > 0
-                THEN coalesce(g.positions, w.positions) END,
+                THEN g.positions END,
            g.conflicts, g.errors
     FROM (SELECT batch_id, action, sum(event_count) AS event_count FROM counted GROUP BY batch_id, action) c
     JOIN earlier e ON e.batch_id = c.batch_id
-    LEFT JOIN gathered g ON g.batch_id = c.batch_id AND g.action = c.action
-    LEFT JOIN winners w ON w.batch_id = c.batch_id AND c.action = 'PROCESSED'
+    JOIN gathered g ON g.batch_id = c.batch_id AND g.action = c.action
     RETURNING id, batch_id, action, recorded_at
 ), tally AS (
     SELECT o.id, o.batch_id, o.action, o.recorded_at, c.topic, c.event_count
@@ -133,10 +129,10 @@ def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], work
     with connection.transaction():
         claimed = _claim(connection, batch_ids, worker_id)
         if claimed:
-            everything = {"batch_ids": claimed, "first": 1, "last": RECORD_POSITIONS}
+            everything = {"batch_ids": list(claimed), "first": 1, "last": RECORD_POSITIONS}
             won = connection.execute(INSERT_FIRST_SIGHTINGS, everything, prepare=True).fetchall()
             record_outcome(connection, claimed, worker_id, won, {})
-    return claimed
+    return list(claimed)
 
 
 def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int) -> dict[int, str]:
@@ -146,31 +142,23 @@ def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id
     """
     errors: dict[int, str] = {}
     with connection.transaction():
-        if _claim(connection, [batch_id], worker_id):
-            won = insert_apart(connection, batch_id, 1, _size(connection, batch_id), errors)
-            record_outcome(connection, [batch_id], worker_id, won, errors)
+        if claimed := _claim(connection, [batch_id], worker_id):
+            won = insert_apart(connection, batch_id, 1, claimed[batch_id], errors)
+            record_outcome(connection, claimed, worker_id, won, errors)
     return errors
 
 
 def abandon(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int, error: str) -> None:
     """Gives a batch up without trying it: all of its events become FAILED with this error. Raises psycopg.Error."""
     with connection.transaction():
-        if _claim(connection, [batch_id], worker_id):
-            errors = dict.fromkeys(range(1, _size(connection, batch_id) + 1), error)
-            record_outcome(connection, [batch_id], worker_id, [], errors)
-
-
-SIZE = "SELECT event_count FROM facts WHERE batch_id = %s AND action = 'RECEIVED'"
-
-
-def _size(connection: psycopg.Connection[Any], batch_id: UUID) -> int:
-    size: int = database.value(connection, SIZE, [batch_id])
-    return size
+        if claimed := _claim(connection, [batch_id], worker_id):
+            errors = dict.fromkeys(range(1, claimed[batch_id] + 1), error)
+            record_outcome(connection, claimed, worker_id, [], errors)
 
 
 def insert_apart(
     connection: psycopg.Connection[Any], batch_id: UUID, first: int, last: int, errors: dict[int, str]
-) -> list[tuple[UUID, str]]:
+) -> list[tuple[UUID, list[int]]]:
     """Inserts the first sightings among these positions of a batch, within a transaction.
 
     Where PostgreSQL refuses them, it tries each half, down to the positions to blame, whose errors it adds to `errors`.
@@ -194,20 +182,20 @@ def insert_apart(
     ]
 
 
-def _claim(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], worker_id: int) -> list[UUID]:
-    """Takes the batches out of the outbox, and sees to it that they have their QUEUED fact."""
+def _claim(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], worker_id: int) -> dict[UUID, int]:
+    """Takes the batches out of the outbox, and sees to it that they have their QUEUED fact. Gives their sizes."""
     rows = connection.execute(CLAIM, {"batch_ids": list(batch_ids)}, prepare=True).fetchall()
-    claimed = sorted(row[0] for row in rows)
+    claimed = dict(sorted(rows))
     if claimed:
-        connection.execute(RECORD_QUEUED, {"batch_ids": claimed, "lane": worker_id}, prepare=True)
+        connection.execute(RECORD_QUEUED, {"batch_ids": list(claimed), "lane": worker_id}, prepare=True)
     return claimed
 
 
 def record_outcome(
     connection: psycopg.Connection[Any],
-    batch_ids: list[UUID],
+    batches: Mapping[UUID, int],
     worker_id: int,
-    won: list[tuple[UUID, str]],
+    won: list[tuple[UUID, list[int]]],
     errors: dict[int, str],
     *,
     positions: list[int] | None = None,
@@ -215,17 +203,29 @@ def record_outcome(
 ) -> None:
     """Judges the events of these batches that were not inserted, and records and counts what became of all of them.
 
-    `won`: what INSERT_FIRST_SIGHTINGS gave; `errors`: by position, of one batch. `positions` and `attempt` are for
-    events that had FAILED before. A statement of its own: only a new snapshot shows what others stored meanwhile.
+    `batches`: ids and sizes; `won`: what INSERT_FIRST_SIGHTINGS gave; `errors`: by position, of one batch. `positions`
+    and `attempt` are for events that had FAILED before. A statement of its own: only a new snapshot shows what others
+    stored meanwhile.
     """
+    winners: dict[UUID, list[int]] = {batch_id: [] for batch_id in batches}
+    for batch_id, these in won:
+        winners[batch_id] += these
     parameters = {
-        "batch_ids": batch_ids,
+        "batch_ids": list(batches),
         "worker_id": worker_id,
-        "won_batch_ids": [batch_id for batch_id, _ in won],
-        "won_positions": [winners for _, winners in won],
+        "won": [_flags(batches[batch_id], these) for batch_id, these in winners.items()],
+        "won_positions": [f"{{{','.join(map(str, these))}}}" for these in winners.values()],
         "failed_positions": list(errors),
         "errors": list(errors.values()),
         "positions": positions,
         "attempt": attempt,
     }
     connection.execute(RECORD_OUTCOME, parameters, prepare=True)
+
+
+def _flags(size: int, positions: list[int]) -> bytes:
+    """A byte for each event of a batch, 1 for these positions. Looked up by place: no join, so no plan to get wrong."""
+    flags = bytearray(size)
+    for position in positions:
+        flags[position - 1] = 1
+    return bytes(flags)

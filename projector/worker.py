@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -50,6 +50,7 @@ class Worker:
         self.worker_id = -1
         self._consumer = ""
         self._own_pending = True
+        self._most_tickets = MOST_TICKETS
         self._swept = self._claimed = time.monotonic()
         self._redis_away = False
 
@@ -84,7 +85,7 @@ class Worker:
                 return False
             again = self._own_pending
             tickets = self._tickets()
-            if len(tickets) < MOST_TICKETS:
+            if len(tickets) < self._most_tickets:
                 return self._work_off(connection, tickets, again=again)
         return self._work_off(connection, tickets, again=again)
 
@@ -103,6 +104,7 @@ class Worker:
                 # Counted, and committed, before the try: also a try that ends this process counts.
                 came_back = connection.execute(COUNT_ATTEMPT, {"batch_ids": returned}, prepare=True)
                 batches |= {row[0]: row for row in came_back}
+        self._most_tickets = _fitting(batches.values()) or self._most_tickets
         for group in _bounded(batches.values()):
             self._project(connection, group)
         self._acknowledge(list(tickets))
@@ -173,7 +175,11 @@ class Worker:
 
     def _read(self, start: str) -> dict[str, UUID]:
         reply = self._redis.xreadgroup(
-            broker.GROUP, self._consumer, {broker.STREAM: start}, count=MOST_TICKETS, block=broker.BLOCK_MILLISECONDS
+            broker.GROUP,
+            self._consumer,
+            {broker.STREAM: start},
+            count=self._most_tickets,
+            block=broker.BLOCK_MILLISECONDS,
         )
         return _named(reply[0][1] if isinstance(reply, list) and reply else [])
 
@@ -224,6 +230,12 @@ class Worker:
 
 Batch = tuple[UUID, int, int]
 """Id, number of events, and how often it came back."""
+
+
+def _fitting(batches: Collection[Batch]) -> int | None:
+    """How many batches of this size a transaction takes, so that a worker leaves the others what they could do now."""
+    events = sum(size for _, size, _ in batches)
+    return max(1, min(MOST_TICKETS, MOST_EVENTS * len(batches) // events)) if events else None
 
 
 def _bounded(batches: Iterable[Batch]) -> Iterator[list[Batch]]:

@@ -110,8 +110,8 @@ MUTANTS = (
             Edit(WORKER, "        self._acknowledge(list(tickets))\n", ""),
             Edit(
                 WORKER,
-                "            if len(tickets) < MOST_TICKETS:\n",
-                "            self._acknowledge(list(tickets))\n            if len(tickets) < MOST_TICKETS:\n",
+                "            if len(tickets) < self._most_tickets:\n",
+                "            self._acknowledge(list(tickets))\n            if len(tickets) < self._most_tickets:\n",
             ),
         ),
         ("tests/integration/test_worker.py::test_a_ticket_is_acknowledged_after_the_commit",),
