@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
-from starlette.routing import Route
 
 from chronicle import events, http, logs, openapi
 from chronicle.gate import ApiKeys
@@ -57,8 +56,7 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
         return JSONResponse({"status": "success", "message": f"Published {count} events", "events_count": count})
 
     app = http.application("ChronicleWeaver command", lifespan=running, middleware=[Middleware(ApiKeys, keyring)])
-    # A plain Starlette route: FastAPI's own body parsing costs more than twice as much as all of this.
-    app.router.routes.append(Route("/publish", publish, methods=["POST"]))
+    app.post("/publish", publish)
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
