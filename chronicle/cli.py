@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -25,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+MOST = 8
+"""Processes of a service in one `chronicle up`: as many as the embedded PostgreSQL has connections for."""
+
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
 
@@ -41,7 +45,17 @@ def main() -> None:
 
 
 @app.command()
-def up(host: Host = "127.0.0.1", port: Port = 8080) -> None:
+def up(
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    api_processes: Annotated[
+        int | None, typer.Option(help="Processes that answer HTTP  [default: one for four cores]", min=1, max=MOST)
+    ] = None,
+    projector_processes: Annotated[
+        int | None,
+        typer.Option(help="Processes of WORKER_COUNT workers  [default: one for eight cores]", min=1, max=MOST),
+    ] = None,
+) -> None:
     """Run everything here: database, broker, migrations, API and projector, until Ctrl-C.
 
     PostgreSQL and Valkey are embedded ones in CHRONICLE_HOME unless DATABASE_URL and REDIS_URL are set.
@@ -51,7 +65,18 @@ def up(host: Host = "127.0.0.1", port: Port = 8080) -> None:
     logs.configure("supervisor")
     settings = Settings.load()
     keys.load(settings, host)
-    supervisor.run(settings, host=host, port=port)
+    supervisor.run(
+        settings,
+        host,
+        port,
+        api_processes=api_processes or _share_of_cores(4),
+        projector_processes=projector_processes or _share_of_cores(8),
+    )
+
+
+def _share_of_cores(cores: int) -> int:
+    """One process for so many cores; PostgreSQL needs the most of them."""
+    return min(max((os.cpu_count() or 1) // cores, 1), MOST)
 
 
 @app.command()
@@ -84,7 +109,7 @@ def query(host: Host = "127.0.0.1", port: Port = 8082) -> None:
 
     logs.configure("query")
     settings = Settings.load()
-    app = create_app(settings, _database(settings), publish=True, keyring=keys.load(settings, host))
+    app = create_app(settings, _read_database(settings), publish=True, keyring=keys.load(settings, host))
     http.serve(app, ports.listen(host, port))
 
 
@@ -101,7 +126,7 @@ def api(fd: Annotated[int, typer.Option(help="A listening socket.")]) -> None:
     listener = socket.socket(fileno=fd)
     keyring = keys.load(settings, listener.getsockname()[0])
     command = command_app(settings, database_url, redis_url, keyring=keyring)
-    query = query_app(settings, database_url, publish=True, keyring=keyring)
+    query = query_app(settings, _read_database(settings), publish=True, keyring=keyring)
     http.serve(http.front_door(command, query), listener)
 
 
@@ -222,6 +247,14 @@ def _database(settings: Settings) -> str:
     from chronicle import database  # noqa: PLC0415
 
     return database.readable(_url("DATABASE_URL", settings.database_url, "postgres", settings))
+
+
+def _read_database(settings: Settings) -> str:
+    from chronicle import database  # noqa: PLC0415
+
+    if settings.query_database_url:
+        return database.readable(settings.query_database_url, "QUERY_DATABASE_URL")
+    return _database(settings)
 
 
 def _redis(settings: Settings) -> str:

@@ -44,12 +44,12 @@ SESSION = {
 """What each session of ours sets: one clock zone, and an end to everything that could wait for ever."""
 
 
-def readable(url: str) -> str:
+def readable(url: str, variable: str = "DATABASE_URL") -> str:
     """The URL as it is. Raises SettingsError where libpq cannot read it; whether anybody answers there is not asked."""
     try:
         conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
-        raise SettingsError(f"DATABASE_URL cannot be read: {_first_line(error)}") from None
+        raise SettingsError(f"{variable} cannot be read: {_first_line(error)}") from None
     return url
 
 

@@ -20,6 +20,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
     database_url: str | None = Field(default=None, description="PostgreSQL; unset: an embedded one in CHRONICLE_HOME")
+    query_database_url: str | None = Field(
+        default=None, description="a PostgreSQL replica that the query service reads; unset: DATABASE_URL"
+    )
     redis_url: str | None = Field(default=None, description="Redis or Valkey; unset: an embedded one in CHRONICLE_HOME")
     worker_count: int = Field(default=4, ge=1, le=64, description="projector workers in a projector process")
     chronicle_home: Path = Field(

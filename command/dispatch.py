@@ -22,6 +22,9 @@ PAUSE_SECONDS = 1.0
 
 MOST_TICKETS = 500
 
+ROUND_SECONDS = 0.005
+"""A round takes at least so long: under load many small batches are then dispatched together, for little more."""
+
 log = logs.get(__name__)
 
 
@@ -50,7 +53,9 @@ class Dispatcher:
                 while self._batch_ids:
                     batch_ids = self._batch_ids[:MOST_TICKETS]
                     del self._batch_ids[:MOST_TICKETS]
+                    began = time.monotonic()
                     await self.dispatch(batch_ids)
+                    await asyncio.sleep(began + ROUND_SECONDS - time.monotonic())
         finally:
             await self.close()
 

@@ -16,12 +16,17 @@ from chronicle import broker, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway
 from projector.projection import abandon, project, project_apart
 
-MOST_TICKETS = 16
+MOST_TICKETS = 32
 MOST_EVENTS = 5_000
 """Events a transaction; one batch alone may have more."""
 
+ROUND_SECONDS = 0.02
+"""In quiet times a round takes at least so long: many small batches are then projected together, for little more."""
+
 OVERDUE_SECONDS = 1.0
 """A batch that waits longer in the outbox is projected without a ticket."""
+
+MOST_OVERDUE = 16
 
 SWEEP_SECONDS = 2.0
 """How often a busy worker looks for overdue batches, and any worker for tickets that others left."""
@@ -86,7 +91,10 @@ class Worker:
             again = self._own_pending
             tickets = self._tickets()
             if len(tickets) < self._most_tickets:
-                return self._work_off(connection, tickets, again=again)
+                began = time.monotonic()
+                busy = self._work_off(connection, tickets, again=again)
+                self._stop.wait(began + ROUND_SECONDS - time.monotonic() if busy else 0)
+                return busy
         return self._work_off(connection, tickets, again=again)
 
     def _work_off(self, connection: psycopg.Connection[Any], tickets: dict[str, UUID], *, again: bool) -> bool:
@@ -199,7 +207,7 @@ class Worker:
         with database.ours():
             rows = connection.execute(OVERDUE, {"seconds": OVERDUE_SECONDS}, prepare=True).fetchall()
         oldest = [row[0] for row in rows]
-        return random.sample(oldest, min(MOST_TICKETS, len(oldest)))
+        return random.sample(oldest, min(MOST_OVERDUE, len(oldest)))
 
     def _project(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
         """Projects a group; where it fails, each batch alone, so that a bad one does not hold up the others."""

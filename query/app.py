@@ -139,6 +139,8 @@ async def _on_a_live_session(
             async with pool.connection() as connection:
                 try:
                     return await work(connection)
+                except psycopg.errors.SerializationFailure:
+                    continue  # a replica broke it off, to go on with what it receives
                 except psycopg.OperationalError:
                     if not connection.broken:
                         raise

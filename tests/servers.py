@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import Popen
 from typing import TypeVar
@@ -20,7 +20,16 @@ from chronicle.up.servers import Postgres
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("DATABASE_URL", "REDIS_URL", "WORKER_COUNT", "AGGREGATOR_URL", "EVENT_COUNT", "DUPLICATE_RATIO", "BATCH_SIZE")
+OURS = (
+    "DATABASE_URL",
+    "QUERY_DATABASE_URL",
+    "REDIS_URL",
+    "WORKER_COUNT",
+    "AGGREGATOR_URL",
+    "EVENT_COUNT",
+    "DUPLICATE_RATIO",
+    "BATCH_SIZE",
+)
 START_SECONDS = 90.0
 SAYS_IT_RUNS = "ChronicleWeaver is running\n"
 
@@ -93,20 +102,27 @@ class Stack:
     """`chronicle up` on a home of its own, on a port of its own."""
 
     def __init__(
-        self, home: Path, port: int | None = None, env: dict[str, str] | None = None, *, account: Account | None = None
+        self,
+        home: Path,
+        port: int | None = None,
+        env: dict[str, str] | None = None,
+        *,
+        options: Sequence[str] = (),
+        account: Account | None = None,
     ) -> None:
-        """`env` is added to the environment; `account` is who runs it (only root may choose)."""
+        """`env` is added to the environment, `options` to `up`; `account` is who runs it (only root may choose)."""
         self.home = home
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = own_environment(CHRONICLE_HOME=str(home), AGGREGATOR_URL=self.url) | (env or {})
         self.process: Popen[bytes] | None = None
+        self._options = options
         self._account = account
         self._log = home.with_name(f"{home.name}.log")
 
     def launch(self) -> Popen[bytes]:
         """Starts it and does not wait."""
-        command = [sys.executable, "-m", "chronicle", "up", "--port", str(self.port)]
+        command = [sys.executable, "-m", "chronicle", "up", "--port", str(self.port), *self._options]
         with self._log.open("ab") as log:
             self.process = Popen(
                 command,

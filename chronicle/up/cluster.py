@@ -57,7 +57,7 @@ def settings(data: Path) -> dict[str, str]:
         "max_wal_size": f"{min(4 * GIB, max(GIB // 4, shutil.disk_usage(data).free // 10)) // 2**20}MB",
         "wal_compression": "pglz",
         "checkpoint_timeout": "15min",
-        "max_connections": "100",
+        "max_connections": "200",
         "fsync": "on",
         "full_page_writes": "on",
         "synchronous_commit": "on",

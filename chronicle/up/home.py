@@ -35,10 +35,10 @@ def locked(home: Path) -> Iterator[None]:
 
 def end_leftovers(home: Path, pause: Pause) -> None:
     """Ends services that an earlier run left, where its supervisor was killed. The servers look after their own."""
-    left = runfile.read(home)
-    for name in ("api", "projector"):
-        if pid := left.get(name, {}).get("pid"):
-            end_orphan(pid, (f"-m chronicle {name} ",), [(signal.SIGTERM, 3.0)], pause)
+    for name, part in runfile.read(home).items():
+        service = name.partition("-")[0]
+        if service in ("api", "projector") and (pid := part.get("pid")):
+            end_orphan(pid, (f"-m chronicle {service} ",), [(signal.SIGTERM, 3.0)], pause)
     runfile.remove(home)
 
 

@@ -70,7 +70,7 @@ class Postgres:
         """Whether it takes connections."""
         pid = self.process.pid if self.process else None
         status = self._status()
-        return status[:1] == [str(pid)] and status[7:8] == ["ready"]
+        return status[:1] == [str(pid)] and status[7:8] in (["ready"], ["standby"])
 
     def _status(self) -> list[str]:
         """The lines of postmaster.pid: the first is the process, the eighth how far it is."""

@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,8 @@ FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
 STEADY_SECONDS = 10.0
 """A child that lived this long starts with the shortest delay again."""
 
-STOP_ORDER = ("api", "projector", "broker", "postgres")
+SERVICES = ("api", "projector")
+STOP_ORDER = (*SERVICES, "broker", "postgres")
 
 
 @dataclass
@@ -65,6 +67,15 @@ class Child:
         self.delay = FIRST_DELAY if now - self.started > STEADY_SECONDS else min(self.delay * 2, LONGEST_DELAY)
         self.due = now + self.delay
 
+    def is_of(self, part: str) -> bool:
+        """Whether it is a process of this server or service."""
+        return self.name.partition("-")[0] == part
+
+    def stop(self, began: float) -> None:
+        """Ends it, by the clock of a stop that began then."""
+        if self.process:
+            stop(self.process, self.stop_steps, began)
+
     def part(self) -> Part:
         """What run.json says about it."""
         part = Part()
@@ -75,19 +86,24 @@ class Child:
         return part
 
 
-def run(settings: Settings, host: str, port: int) -> None:
+def run(settings: Settings, host: str, port: int, *, api_processes: int, projector_processes: int) -> None:
     """Runs everything until SIGINT, SIGTERM or SIGHUP. Raises StartError where it cannot be started."""
+    processes = dict(zip(SERVICES, (api_processes, projector_processes), strict=True))
     home = settings.chronicle_home.absolute()
     with locked(home), Wakeup() as wakeup, suppress(Stopped):
         end_leftovers(home, wakeup.pause)
         with ports.listen(host, port) as listening:
-            Supervisor(settings, home, listening, wakeup).run()
+            Supervisor(settings, home, listening, wakeup, processes).run()
 
 
 class Supervisor:
     """The children of one `chronicle up`."""
 
-    def __init__(self, settings: Settings, home: Path, listening: socket.socket, wakeup: Wakeup) -> None:
+    def __init__(
+        self, settings: Settings, home: Path, listening: socket.socket, wakeup: Wakeup, processes: Mapping[str, int]
+    ) -> None:
+        """`processes`: how many of each service."""
+        self._processes = processes
         self._settings = settings
         self._home = home
         self._listening = listening
@@ -123,7 +139,7 @@ class Supervisor:
         self._migrate()
         fd = self._listening.fileno()
         self._start_service("api", ["--fd", str(fd)], until=3.0, pass_fds=[fd], url=self._url)
-        self._start_service("projector", [], until=4.5)
+        self._start_service("projector", until=4.5)
         self._write_runfile()
         self._await_ready()
 
@@ -138,11 +154,14 @@ class Supervisor:
         return server.url
 
     def _start_service(
-        self, name: str, options: list[str], *, until: float, pass_fds: list[int] | None = None, url: str | None = None
+        self, service: str, options: Sequence[str] = (), *, until: float, pass_fds: Sequence[int] = (), url: str = ""
     ) -> None:
-        launch = partial(self._spawn, name, *options, pass_fds=pass_fds or [])
-        self._children[name] = Child(name, launch, ((signal.SIGTERM, until),), url)
-        self._children[name].start()
+        """Starts each process of a service; the first has its name, the others `name-2` and so on."""
+        for number in range(1, self._processes[service] + 1):
+            name = service if number == 1 else f"{service}-{number}"
+            launch = partial(self._spawn, service, *options, pass_fds=pass_fds)
+            self._children[name] = Child(name, launch, ((signal.SIGTERM, until),), url)
+            self._children[name].start()
 
     def _migrate(self) -> None:
         log = Log(self._home / "logs" / "migrate.log")
@@ -150,13 +169,13 @@ class Supervisor:
         if finish(self._spawn("migrate", log=log.begin()), self._wakeup.pause):
             raise StartError(log.tail(1).removeprefix("chronicle: ") or "chronicle migrate was killed")
 
-    def _spawn(self, *words: str, log: Path | None = None, pass_fds: list[int] | None = None) -> Popen[bytes]:
+    def _spawn(self, *words: str, log: Path | None = None, pass_fds: Sequence[int] = ()) -> Popen[bytes]:
         return spawn(
             [sys.executable, "-m", "chronicle", *words],
             environment=self._environment(),
             death_signal=signal.SIGTERM,
             log=log,
-            pass_fds=pass_fds or [],
+            pass_fds=pass_fds,
         )
 
     def _environment(self) -> dict[str, str]:
@@ -224,9 +243,8 @@ class Supervisor:
     def _write_runfile(self) -> None:
         parts = {"supervisor": Part(pid=os.getpid())}
         for name, url in (("postgres", self._database_url), ("broker", self._redis_url)):
-            parts[name] = self._children[name].part() if name in self._children else Part(url=url or "")
-        for name in ("api", "projector"):
-            parts[name] = self._children[name].part()
+            parts[name] = Part(url=url or "")
+        parts |= {name: child.part() for name, child in self._children.items()}
         try:
             runfile.write(self._home, parts)
         except OSError as error:
@@ -237,8 +255,9 @@ class Supervisor:
         began = time.monotonic()
         self._log.info("stopping")
         self._listening.close()
-        for name in STOP_ORDER:
-            child = self._children.get(name)
-            if child and child.process:
-                stop(child.process, child.stop_steps, began)
+        for part in STOP_ORDER:
+            running = [child for child in self._children.values() if child.process and child.is_of(part)]
+            with ThreadPoolExecutor(max(len(running), 1)) as pool:
+                for child in running:
+                    pool.submit(child.stop, began)
         runfile.remove(self._home)

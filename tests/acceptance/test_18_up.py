@@ -157,6 +157,24 @@ def test_a_child_that_is_killed_is_started_again(stack: Stack, name: str) -> Non
     assert "child ended" in stack.log()
 
 
+def test_several_processes_of_each_service_run_as_one(make_stack: MakeStack) -> None:
+    stack = make_stack(options=["--api-processes", "3", "--projector-processes", "2"])
+    stack.start()
+    services = {"api", "api-2", "api-3", "projector", "projector-2"}
+    before = stack.pids()
+    assert before.keys() == set(PARTS) | services
+    for number in range(30):
+        publish(stack, f"e{number}")
+    for name in ("api-2", "projector-2"):
+        os.kill(before[name], signal.SIGKILL)
+        eventually(lambda name=name: stack.pids().get(name, before[name]) != before[name])  # type: ignore[misc]
+    for number in range(30, 60):
+        publish(stack, f"e{number}")
+    eventually(lambda: processed(stack) == 60, timeout=20)
+    assert stack.stop() == 0
+    assert left(stack) == ""
+
+
 def test_a_client_is_not_refused_while_the_api_starts_again(stack: Stack) -> None:
     for _ in range(3):
         kill_api(stack)
@@ -212,7 +230,7 @@ def test_asking_twice_does_not_break_the_stop(stack: Stack) -> None:
 def test_a_signal_during_the_start_stops_what_had_started(make_stack: MakeStack, until: str) -> None:
     stack = make_stack()
     stack.launch()
-    eventually((stack.home / until).exists, every=0.001)
+    eventually((stack.home / until).exists, timeout=60, every=0.001)
     # A moment in which the handlers are not there yet remains before anything has been started.
     assert stack.stop(STOP_SECONDS) in ({0, -signal.SIGTERM} if until == "lock" else {0})
     assert left(stack) == ""

@@ -169,7 +169,7 @@ MUTANTS = (
         "batches without a ticket never looked for",
         (
             Edit(
-                WORKER, "        return random.sample(oldest, min(MOST_TICKETS, len(oldest)))\n", "        return []\n"
+                WORKER, "        return random.sample(oldest, min(MOST_OVERDUE, len(oldest)))\n", "        return []\n"
             ),
         ),
         ("tests/integration/test_worker.py::test_a_batch_without_a_ticket_is_found_in_the_outbox",),
