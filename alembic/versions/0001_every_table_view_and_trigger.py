@@ -40,6 +40,8 @@ CROSS JOIN LATERAL (
 ) AS e
 """
 
+UNCOMPRESSED_IDS = "ALTER TABLE facts ALTER COLUMN event_ids SET STORAGE EXTERNAL"
+
 APPEND_ONLY = """
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -191,6 +193,7 @@ def upgrade() -> None:
     )
     op.execute(RECEIVED_EVENTS_VIEW)
     op.execute(AUDIT_LOG_VIEW)
+    op.execute(UNCOMPRESSED_IDS)
     op.execute(APPEND_ONLY)
 
 

@@ -55,7 +55,6 @@ def settings(data: Path) -> dict[str, str]:
     return {
         "shared_buffers": f"{min(GIB, _memory() // 8) // 2**20}MB",
         "max_wal_size": f"{min(4 * GIB, max(GIB // 4, shutil.disk_usage(data).free // 10)) // 2**20}MB",
-        "wal_compression": "pglz",
         "checkpoint_timeout": "15min",
         "max_connections": "200",
         "fsync": "on",
