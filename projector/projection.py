@@ -44,7 +44,7 @@ WITH failed AS (
            CASE WHEN get_byte(b.won, e.position - 1) = 1 THEN 'PROCESSED' WHEN f.position IS NOT NULL THEN 'FAILED'
                 ELSE 'DROPPED' END AS action,
            CASE WHEN get_byte(b.won, e.position - 1) = 0 THEN e.payload END AS payload
-    FROM unnest(%(batch_ids)s::uuid[], %(won)b::bytea[]) AS b(batch_id, won)
+    FROM unnest(%(batch_ids)s::uuid[], %(won)s::bytea[]) AS b(batch_id, won)
     JOIN received_events e ON e.batch_id = b.batch_id
     LEFT JOIN failed f ON f.position = e.position
     WHERE e.batch_id = ANY (%(batch_ids)s::uuid[])

@@ -21,8 +21,8 @@ from projector import projection, worker
 CATALOG = {
     "columns": """
         SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text,
-               a.attstorage::text, coll.collname, pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum), c.reloptions::text,
-               obj_description(c.oid)
+               a.attstorage::text, coll.collname, pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum),
+               c.reloptions::text, obj_description(c.oid)
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
         LEFT JOIN pg_collation coll ON coll.oid = a.attcollation
