@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from loadtest import chart, growth, k6, latency, rates, report
 from loadtest.report import Figures
 from tests.servers import ROOT
 
-PARTS = ("floor", "bulk", "single", "ceiling", "latency", "afternoon", "growth", "k6")
+PARTS: dict[str, Callable[[Figures, argparse.Namespace], Figures]] = {
+    "floor": lambda _, given: rates.of_floor(given.scale),
+    "bulk": lambda _, given: rates.of_chronicle([rates.BULK, rates.HUNDREDS], given.scale),
+    "single": lambda _, given: rates.of_chronicle([rates.SINGLE, rates.SINGLE_128], given.scale),
+    "ceiling": lambda _, given: rates.of_ceiling(given.scale),
+    "latency": lambda found, given: latency.at_half_load(found, given.scale),
+    "afternoon": lambda _, given: (
+        rates.of_afternoon([rates.BULK, rates.HUNDREDS], given.scale) | rates.of_afternoon([rates.SINGLE], given.scale)
+    ),
+    "growth": lambda _, given: growth.to(given.growth, given.scale),
+    "k6": lambda _, given: k6.run(given.scale),
+}
+"""In the order in which they run; each is given what the same run has found before it."""
 
 
 def main() -> None:
@@ -27,35 +40,15 @@ def main() -> None:
             if part == "growth" and number > 0:
                 continue  # once: it takes as long as all the rest
             print(f"run {number + 1} of {options.runs}: {part}", flush=True)
-            results["runs"][-1] |= _measure(part, results["runs"][-1], options.scale, options.growth)
+            results["runs"][-1] |= PARTS[part](results["runs"][-1], options)
             report.write(results, file)
             picture.write_text(chart.draw(results))
     report.show(results)
 
 
-def _measure(part: str, found: Figures, scale: float, stored: int) -> Figures:
-    match part:
-        case "floor":
-            return rates.of_floor(scale)
-        case "bulk":
-            return rates.of_chronicle([rates.BULK, rates.HUNDREDS], scale)
-        case "single":
-            return rates.of_chronicle([rates.SINGLE, rates.SINGLE_128], scale)
-        case "ceiling":
-            return rates.of_ceiling(scale)
-        case "latency":
-            return latency.at_half_load(found, scale)
-        case "afternoon":
-            return rates.of_afternoon(scale)
-        case "growth":
-            return growth.to(stored, scale)
-        case _:
-            return k6.run(scale)
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest", description=__doc__)
-    parser.add_argument("--only", type=_parts, default=PARTS, help=f"parts to run, of {','.join(PARTS)}")
+    parser.add_argument("--only", type=_parts, default=list(PARTS), help=f"parts to run, of {','.join(PARTS)}")
     parser.add_argument("--runs", type=int, default=5, help="medians are taken over so many")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of events and of durations")
     parser.add_argument("--growth", type=int, default=10_000_000, metavar="EVENTS", help="stored events to grow to")
@@ -69,7 +62,7 @@ def _options() -> argparse.Namespace:
 
 def _parts(text: str) -> list[str]:
     chosen = text.split(",")
-    if unknown := set(chosen) - set(PARTS):
+    if unknown := set(chosen) - PARTS.keys():
         raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
     return [part for part in PARTS if part in chosen]
 

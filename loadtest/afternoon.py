@@ -104,6 +104,9 @@ async def publish(request: Request) -> dict[str, Any]:
         [event["topic"] for event in events],
         [event["source"] for event in events],
         [to_json(event["payload"]).decode() for event in events],
-        [event["timestamp"] if event["timestamp"].tzinfo else event["timestamp"].replace(tzinfo=UTC) for event in events],
+        [
+            event["timestamp"] if event["timestamp"].tzinfo else event["timestamp"].replace(tzinfo=UTC)
+            for event in events
+        ],
     )
     return {"status": "success", "message": f"Published {len(events)} events", "events_count": len(events)}

@@ -45,7 +45,7 @@ class Connection:
             self._selector.modify(self.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
 
     def proceed(self, events: int) -> bool:
-        """Sends and receives what can be without waiting. True once the answer is whole; Refused where it is not 200."""
+        """Sends and receives what needs no waiting. True once the answer is whole; Refused where it is not 200."""
         if events & selectors.EVENT_WRITE:
             self._write()
             if not self._unsent:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from statistics import quantiles
+from typing import Any
 
 import psycopg
 
@@ -54,11 +56,11 @@ def _publish(stack: Stack, made: list[bytes]) -> None:
 def _rates(stack: Stack, scale: float) -> dict[str, float]:
     found: dict[str, float] = {}
     for shape in (replace(BULK, events=BULK.events // 4), SINGLE):
-        found |= measure(stack.port, shape, scale, lambda: system.settle(stack))
+        found |= measure(stack.port, shape, scale, partial(system.settle, stack))
     return {name: value for name, value in found.items() if name.endswith("events/s")}
 
 
-def _reads(stack: Stack, connection: psycopg.Connection[tuple[object, ...]]) -> Iterator[tuple[str, float]]:
+def _reads(stack: Stack, connection: psycopg.Connection[Any]) -> Iterator[tuple[str, float]]:
     """Median and 95th percentile of each read, in milliseconds: one after the other, with nothing else under way."""
     event_id = database.value(connection, "SELECT event_id FROM dropped_events LIMIT 1")
     for path in (
@@ -85,10 +87,11 @@ OFFSET (SELECT sum(processed) / 2 FROM stats WHERE topic = %(topic)s) LIMIT 1
 """
 
 
-def _middle(connection: psycopg.Connection[tuple[object, ...]]) -> str:
+def _middle(connection: psycopg.Connection[Any]) -> str:
     """The cursor that a client holds who has read half of a topic's events."""
-    timestamp, batch_id, position = connection.execute(MIDDLE, {"topic": TOPIC}).fetchone() or ()
-    return cursor.encode(Place(timestamp, batch_id, position))
+    row = connection.execute(MIDDLE, {"topic": TOPIC}).fetchone()
+    assert row, f"nothing is stored in {TOPIC}"
+    return cursor.encode(Place(*row))
 
 
 BYTES = """
@@ -98,7 +101,7 @@ FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
 """
 
 
-def _bytes(connection: psycopg.Connection[tuple[object, ...]], begun: str) -> dict[str, float]:
+def _bytes(connection: psycopg.Connection[Any], begun: str) -> dict[str, float]:
     """Bytes of each table, with its indexes, and of WAL, for each event received."""
     wal = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), %s)::float / sum(received) FROM stats"
     tables = {f"{name}: bytes an event": size for name, size in connection.execute(BYTES)}

@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 
 from loadtest import client, system, workload
 from loadtest.rates import BULK, SINGLE, Shape
+from tests.servers import Stack
 
 SECONDS = 20
 CONNECTIONS = 64
@@ -17,25 +18,28 @@ PROBES_A_SECOND = 10
 
 
 def at_half_load(found: dict[str, float], scale: float) -> dict[str, float]:
-    """Percentiles of bulk and single requests at half of the rates in `found`, which the same run has measured."""
+    """Percentiles of single and bulk requests at half of the rates in `found`, which the same run has measured."""
     latencies: dict[str, float] = {}
-    for shape in (BULK, SINGLE):
-        latencies |= _open_loop(shape, found[f"{shape.name} events/s"] / 2, SECONDS * scale)
+    with system.chronicle() as stack:
+        for shape in (SINGLE, BULK):
+            latencies |= _open_loop(stack, shape, found[f"{shape.name} events/s"] / 2, SECONDS * scale)
+        system.verify(stack)
     return latencies
 
 
-def _open_loop(shape: Shape, rate: float, seconds: float) -> dict[str, float]:
+def _open_loop(stack: Stack, shape: Shape, rate: float, seconds: float) -> dict[str, float]:
     made = workload.events(max(int(rate * seconds), 10 * shape.size))
     requests = workload.requests(made, shape.size)
-    with system.chronicle() as stack, Lag(stack.port, _probed(made, shape, seconds)) as lag:
+    name = f"{shape.name} at half load"
+    with Lag(stack.port, _probed(made, shape, seconds)) as lag:
         latencies = client.send(
             stack.port, requests, CONNECTIONS, rate=rate / shape.size, answered=lag.request_is_answered
         )
-        name = f"{shape.name} at half load"
-        figures = client.milliseconds(latencies, name) | client.milliseconds(lag.seconds(), f"{name}: lag")
-        system.settle(stack)
-        system.verify(stack)
-    return figures | {f"{name}: events/s": rate}
+        lags = lag.seconds()
+    system.settle(stack)
+    return (
+        client.milliseconds(latencies, name) | client.milliseconds(lags, f"{name}: lag") | {f"{name}: events/s": rate}
+    )
 
 
 def _probed(made: Sequence[bytes], shape: Shape, seconds: float) -> dict[int, str]:

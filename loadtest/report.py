@@ -110,7 +110,9 @@ GOALS = (
     Goal("single, as a share of the ceiling", _ratio("single events/s", "ceiling of single events/s"), 0.5, True),
     Goal("single, 32 connections: p95", _figure("single p95 ms"), 15, False, " ms"),
     Goal("k6: p95", _figure("k6 p95 ms"), 10, False, " ms"),
-    Goal("k6: last event projected after the end of the load", _figure("k6 last event projected ms"), 1000, False, " ms"),
+    Goal(
+        "k6: last event projected after the end of the load", _figure("k6 last event projected ms"), 1000, False, " ms"
+    ),
     Goal("bulk at half load: lag p99", _figure("bulk at half load: lag p99 ms"), 100, False, " ms"),
     Goal("single at half load: lag p99", _figure("single at half load: lag p99 ms"), 100, False, " ms"),
     Goal("bulk with all stored, as a share", _ratio("grown: bulk events/s", "small: bulk events/s"), 0.8, True),
