@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from loadtest import chart, report
+from loadtest import chart, client, report, workload
 from tests.servers import ROOT, own_environment
 
 PARTS = "floor,bulk,single,ceiling,latency,growth"
@@ -50,3 +54,44 @@ def test_the_readme_gets_medians_and_says_which_goals_are_missed(tmp_path: Path)
     assert "old" not in text
     assert "| ChronicleWeaver | 50,000 |" in text
     assert "| bulk, as a share of the floor | 0.50 (missed) | ≥ 0.6 |" in text
+
+
+@contextmanager
+def _server(*answers: tuple[bytes, float]) -> Iterator[int]:
+    """The port of a server that answers the requests of one connection, each so many seconds after it came."""
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            for answer, seconds in answers:
+                connection.recv(65536)
+                threading.Event().wait(seconds)
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1]
+        thread.join()
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def test_in_an_open_loop_latency_counts_from_when_a_request_was_due() -> None:
+    with _server((OK, 0.5), *[(OK, 0.0)] * 9) as port:
+        latencies = client.send(port, [workload.get("/")] * 10, 1, rate=100)
+    assert all(latency >= 0.5 - number / 100 for number, latency in enumerate(latencies))
+
+
+def test_in_a_closed_loop_latency_counts_from_when_a_request_was_sent() -> None:
+    with _server((OK, 0.5), *[(OK, 0.0)] * 9) as port:
+        latencies = client.send(port, [workload.get("/")] * 10, 1)
+    assert latencies[0] >= 0.5
+    assert sum(latencies[1:]) < 0.5
+
+
+def test_an_answer_other_than_200_is_no_success() -> None:
+    refused = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}"
+    with _server((OK, 0.0), (refused, 0.0)) as port, pytest.raises(client.Refused, match="503"):
+        client.send(port, [workload.get("/")] * 2, 1)
