@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loadtest import chart, growth, k6, latency, rates, report
-from loadtest.report import Figures
+from loadtest.goals import Figures
 from tests.servers import ROOT
 
 PARTS: dict[str, Callable[[Figures, argparse.Namespace], Figures]] = {

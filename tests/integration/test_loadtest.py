@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from loadtest import chart, client, report, workload
+from loadtest.goals import GOALS
 from tests.servers import ROOT, own_environment
 
 PARTS = "floor,bulk,single,ceiling,latency,growth"
@@ -34,7 +35,7 @@ def test_each_part_gives_its_figures_and_the_picture_shows_them(tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     figures = report.read(tmp_path / "results.json")["runs"][0]
     assert all(figure >= 0 for figure in figures.values())
-    without_packages = [goal.what for goal in report.GOALS if goal.value([figures]) is None]
+    without_packages = [goal.what for goal in GOALS if goal.value([figures]) is None]
     assert all("afternoon" in what or "k6" in what for what in without_packages), without_packages
     texts = [text for element in ElementTree.parse(tmp_path / "results.svg").iter() if (text := element.text)]
     for _, name in (row for rows in chart.GROUPS.values() for row in rows):
