@@ -10,6 +10,7 @@ import re
 import selectors
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from statistics import quantiles
@@ -89,14 +90,15 @@ def send(
     latencies = [0.0] * len(requests)
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
-        free = [Connection(port, selector) for _ in range(connections)]
+        # In turn, so that none is idle for so long that the server closes it.
+        free = deque(Connection(port, selector) for _ in range(connections))
         for connection in free:
             stack.enter_context(connection.socket)
         begun, sent, under_way = time.monotonic(), 0, 0
         while sent < len(requests) or under_way:
             now = time.monotonic()
             while free and sent < len(requests) and (rate is None or begun + sent / rate <= now):
-                free.pop().send(sent, requests[sent], now if rate is None else begun + sent / rate)
+                free.popleft().send(sent, requests[sent], now if rate is None else begun + sent / rate)
                 sent, under_way = sent + 1, under_way + 1
             waits_for_time = rate is not None and free and sent < len(requests)
             for key, events in selector.select(begun + sent / rate - now if waits_for_time and rate else None):

@@ -13,7 +13,7 @@ from loadtest.rates import BULK, SINGLE, Shape
 from tests.servers import Stack
 
 SECONDS = 20
-CONNECTIONS = 64
+CONNECTIONS = 32
 PROBES_A_SECOND = 10
 
 
