@@ -37,7 +37,7 @@ def draw(results: Results) -> str:
         if bars:
             parts += [_text(20, top + 26, title, size=14, weight=600), *_bars(bars, top + GROUP - 6)]
             top += GROUP + ROW * len(bars)
-    note = f"{results['date']}, {len(results['runs'])} runs, {results['command']}"
+    note = f"{results['date']}, runs: {len(results['runs'])}, {results['command']}"
     parts += [_text(20, top + 28, results["machine"], size=11), _text(20, top + 46, note, size=11)]
     return _document("\n".join(parts), top + 62)
 
