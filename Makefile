@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-virtualenv
 
-.PHONY: run test lint chaos mutants pins clean
+.PHONY: run test lint bench chaos mutants pins clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/chronicle up $(ARGS)
@@ -19,6 +19,10 @@ lint: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Measures everything, for about an hour; make bench ARGS='--only floor,bulk --runs 1' measures a part.
+bench: $(VENV)/bench.done
+	@$(BIN)/python -m loadtest $(ARGS)
 
 # Rounds of faults under load, each replayable from its seed: make chaos ARGS='--seed 7 --rounds 20 --seconds 12'
 chaos: $(VENV)/dev.done
@@ -43,12 +47,18 @@ $(VENV)/dev.done: requirements/dev.txt $(VENV)/run.done
 	@$(PIP) --require-hashes -r requirements/dev.txt
 	@touch $@
 
+$(VENV)/bench.done: requirements/bench.txt $(VENV)/run.done
+	@$(PIP) --require-hashes -r requirements/bench.txt
+	@touch $@
+
 # New pins from the ranges in pyproject.toml.
 pins:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--extra embedded --extra build -o requirements/run.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--extra embedded --extra build --extra test --extra lint -c requirements/run.txt -o requirements/dev.txt pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--extra embedded --extra build --extra bench -c requirements/run.txt -o requirements/bench.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV)

@@ -1,0 +1,154 @@
+"""Rates: events a second of ChronicleWeaver, and of what it is compared with, each begun on a fresh database."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import psycopg
+
+from chronicle import database
+from chronicle.ledger import new_batch_id
+from chronicle.up import ports
+from chronicle.up.children import spawn, stop
+from loadtest import client, system, workload
+from tests.servers import ROOT, Stack, eventually
+
+FLOOR_ROWS = 700
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How publishers send: events a request, connections, and events in all."""
+
+    name: str
+    size: int
+    connections: int
+    events: int
+
+    def count(self, scale: float) -> int:
+        """Events at this scale: at least two requests, or there would be no percentiles."""
+        return max(int(self.events * scale), 2 * self.size)
+
+
+BULK = Shape("bulk", 1000, 6, 400_000)
+HUNDREDS = Shape("hundreds", 100, 8, 100_000)
+SINGLE = Shape("single", 1, 32, 30_000)
+SINGLE_128 = Shape("single, 128 connections", 1, 128, 30_000)
+
+
+def measure(port: int, shape: Shape, scale: float, projected: Callable[[], object]) -> dict[str, float]:
+    """Events/s from the first request until `projected` returns, and the latencies of the requests."""
+    requests = workload.requests(workload.events(shape.count(scale)), shape.size)
+    begun = time.monotonic()
+    latencies = client.send(port, requests, shape.connections)
+    projected()
+    rate = len(requests) * shape.size / (time.monotonic() - begun)
+    return {f"{shape.name} events/s": rate} | client.milliseconds(latencies, shape.name)
+
+
+def of_chronicle(shapes: Sequence[Shape], scale: float) -> dict[str, float]:
+    """The shapes, one after the other, and the memory that they took. All invariants hold afterwards."""
+    found: dict[str, float] = {}
+    with system.chronicle() as stack:
+        for shape in shapes:
+            found |= measure(stack.port, shape, scale, partial(system.settle, stack))
+        found |= {f"{shapes[0].name}: {name}": megabytes for name, megabytes in system.memory(stack).items()}
+        system.verify(stack)
+    return found
+
+
+COPY_ROWS = 'COPY floor (event_id, topic, source, payload, "timestamp", batch_id, position) FROM STDIN'
+
+
+def of_floor(scale: float) -> dict[str, float]:
+    """COPY of the events that survive deduplication, FLOOR_ROWS a commit, over one connection, with the same indexes.
+
+    The text to copy is made before the clock starts. Events/s count all events: what is dropped costs nothing here.
+    """
+    made = workload.events(BULK.count(scale))
+    kept = list(dict.fromkeys(made))
+    texts = [_copy_text(kept[start : start + FLOOR_ROWS]) for start in range(0, len(kept), FLOOR_ROWS)]
+    with system.postgres() as url, psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE floor (LIKE processed_events INCLUDING ALL)")
+        begun = time.monotonic()
+        for text in texts:
+            with connection.cursor().copy(COPY_ROWS) as copy:
+                copy.write(text)
+        seconds = time.monotonic() - begun
+        assert database.value(connection, "SELECT count(*) FROM floor") == len(kept)
+    return {"floor events/s": len(made) / seconds}
+
+
+def _copy_text(events: Sequence[bytes]) -> bytes:
+    batch_id = new_batch_id()
+    rows = []
+    for position, event in enumerate(map(msgspec.json.decode, events), start=1):
+        payload = msgspec.json.encode(event["payload"]).decode().replace("\\", "\\\\")
+        rows.append(
+            f"{event['event_id']}\t{event['topic']}\t{event['source']}\t{payload}\t{event['timestamp']}\t{batch_id}\t{position}\n"
+        )
+    return "".join(rows).encode()
+
+
+def of_ceiling(scale: float) -> dict[str, float]:
+    """The API process with nothing behind validation (see loadtest/ceiling.py)."""
+    found: dict[str, float] = {}
+    with system.chronicle() as stack, _ceiling(stack) as port:
+        for shape in (SINGLE, SINGLE_128):
+            figures = measure(port, shape, scale, lambda: None)
+            found[f"ceiling of {shape.name} events/s"] = figures[f"{shape.name} events/s"]
+        assert system.ask(stack, "/stats")["received"] == 0
+    return found
+
+
+@contextmanager
+def _ceiling(stack: Stack) -> Iterator[int]:
+    port = ports.free()
+    with ports.listen("127.0.0.1", port) as listening:
+        fd = listening.fileno()
+        with _running([sys.executable, "-m", "loadtest.ceiling", "api", "--fd", str(fd)], stack.environment, [fd]):
+            client.send(port, [workload.get("/ready")], 1)  # it waits in the backlog until somebody accepts
+            yield port
+
+
+def of_afternoon(shapes: Sequence[Shape], scale: float) -> dict[str, float]:
+    """The afternoon version (see loadtest/afternoon.py), which must have counted all that it was sent."""
+    found: dict[str, float] = {}
+    with system.postgres() as url, _afternoon(url) as (port, own_url):
+        for shape in shapes:
+            figures = measure(port, shape, scale, lambda: None)
+            found |= {f"afternoon {name}": value for name, value in figures.items()}
+        with psycopg.connect(own_url) as connection:
+            received, stored = connection.execute("SELECT received, processed FROM counters").fetchone() or (0, 0)
+            assert received == sum(shape.count(scale) for shape in shapes)
+            assert stored == database.value(connection, "SELECT count(*) FROM processed_events")
+    return found
+
+
+@contextmanager
+def _afternoon(url: str) -> Iterator[tuple[int, str]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE afternoon")
+    own_url, port = url.rpartition("/")[0] + "/afternoon", ports.free()
+    words = ["uvicorn", "loadtest.afternoon:app", "--port", str(port), "--no-access-log", "--log-level", "warning"]
+    with _running([sys.executable, "-m", *words], {**os.environ, "DATABASE_URL": own_url}):
+        eventually(lambda: not ports.is_free(port), 30)
+        yield port, own_url
+
+
+@contextmanager
+def _running(command: Sequence[str | Path], environment: dict[str, str], fds: Sequence[int] = ()) -> Iterator[None]:
+    process = spawn(command, environment=environment, death_signal=signal.SIGTERM, folder=ROOT, pass_fds=fds)
+    try:
+        yield
+    finally:
+        stop(process, [(signal.SIGTERM, 5.0)])
