@@ -49,6 +49,10 @@ pins:
 		--extra embedded --extra build -o requirements/run.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--extra embedded --extra build --extra test --extra lint -c requirements/run.txt -o requirements/dev.txt pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		-c requirements/run.txt -o requirements/service.txt pyproject.toml
+	echo hatchling | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		-c requirements/run.txt -o requirements/build.txt -
 
 clean:
 	rm -rf $(VENV)
