@@ -6,13 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-virtualenv
 
-.PHONY: run test lint chaos mutants pins clean
+.PHONY: run test test-compose lint chaos mutants pins clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/chronicle up $(ARGS)
 
 test: $(VENV)/dev.done
 	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+
+# compose.yml for real, where there is Docker: every service restarted and killed, then the acceptance suite against it.
+test-compose: $(VENV)/dev.done
+	$(BIN)/pytest tests/compose $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .

@@ -14,10 +14,16 @@ from stack import ENGINES, Stack
 
 def engine() -> list[str]:
     """`docker compose` or docker-compose, whichever is there and finds Docker running; skips the test without."""
-    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("there is no Docker here, or it does not run")
     for words in ENGINES:
-        if shutil.which(words[0]) and not subprocess.run([*words, "version"], capture_output=True, check=False).returncode:
+        if (
+            shutil.which(words[0])
+            and not subprocess.run([*words, "version"], capture_output=True, check=False).returncode
+        ):
             return words
     pytest.skip("there is neither `docker compose` nor docker-compose here")
 

@@ -70,6 +70,10 @@ class Stack:
         except httpx2.TransportError:
             return 0
 
+    def publish_for_good(self, event_ids: list[str]) -> None:
+        """Publishes these events again and again until they are accepted."""
+        eventually(lambda: self.publish(*event_ids) == 200, WAIT_SECONDS)
+
     def settled(self) -> dict[str, Any]:
         """Waits until nothing is in flight; gives the totals."""
 
@@ -89,9 +93,8 @@ class Stack:
         def work() -> None:
             nonlocal accepted
             while not over.is_set():
-                batch = [uuid.uuid4().hex for _ in range(20)]
-                eventually(lambda: self.publish(*batch) == 200, WAIT_SECONDS)
-                accepted += len(batch)
+                self.publish_for_good([uuid.uuid4().hex for _ in range(20)])
+                accepted += 20
 
         thread = threading.Thread(target=work)
         thread.start()
