@@ -206,19 +206,18 @@ def migrate(url: str) -> None:
     engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=creator, poolclass=sqlalchemy.NullPool)
     try:
         with engine.connect() as connection:
+            given: Any = connection.connection.driver_connection
+            pooler.refuse(given.info, given.execute("SELECT pg_backend_pid()").fetchone())
             connection.exec_driver_sql(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
             connection.commit()
             config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            given: Any = connection.connection.driver_connection
             with given.transaction():
                 roles.grant(given)
                 roles.warn_of_missing(given)
-    except sqlalchemy.exc.DBAPIError as error:
-        raise DatabaseAway(f"cannot migrate: {_first_line(error.orig or error)}") from error
-    except psycopg.OperationalError as error:
-        raise DatabaseAway(f"cannot migrate: {_first_line(error)}") from error
+    except (sqlalchemy.exc.DBAPIError, psycopg.OperationalError) as error:
+        raise DatabaseAway(f"cannot migrate: {_first_line(getattr(error, 'orig', None) or error)}") from error
 
 
 SCHEMA_VERSION = "SELECT version_num FROM alembic_version"

@@ -128,6 +128,13 @@ async def test_so_does_what_runs_in_an_event_loop(pooled: str, database_url: str
         await database.connect_async(through, "command")
 
 
+def test_migrating_refuses_it_too(pooled: str, database_url: str) -> None:
+    through = f"{pooled}/{conninfo_to_dict(database_url)['dbname']}"
+    eventually(lambda: "a pooler" in refusal(through, "command"))
+    with pytest.raises(DatabaseAway, match="a pooler stands before PostgreSQL"):
+        database.migrate(through)
+
+
 def refusal(url: str, service: str) -> str:
     """What the connection is refused with."""
     with pytest.raises(DatabaseAway) as caught:
