@@ -22,9 +22,8 @@ def workers(url: str) -> int:
 
 
 if __name__ == "__main__":
-    settings = Settings.load()
     try:
-        found = workers(settings.database_url or "")
+        found = workers(Settings.load().database_url or "")
     except ChronicleError as error:
         sys.exit(str(error))
     sys.exit(None if found else "no worker holds a session of PostgreSQL")
