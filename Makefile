@@ -6,13 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-virtualenv
 
-.PHONY: run test lint bench chaos mutants pins clean
+.PHONY: run test test-compose lint bench chaos mutants pins clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/chronicle up $(ARGS)
 
 test: $(VENV)/dev.done
 	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+
+# compose.yml for real, where there is Docker: every service restarted and killed, then the acceptance suite against it.
+test-compose: $(VENV)/dev.done
+	$(BIN)/pytest tests/compose $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
@@ -59,6 +63,10 @@ pins:
 		--extra embedded --extra build --extra test --extra lint -c requirements/run.txt -o requirements/dev.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--extra embedded --extra build --extra bench -c requirements/run.txt -o requirements/bench.txt pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		-c requirements/run.txt -o requirements/service.txt pyproject.toml
+	echo hatchling | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		-c requirements/run.txt -o requirements/build.txt -
 
 clean:
 	rm -rf $(VENV)

@@ -18,7 +18,7 @@ from psycopg.pq import Format
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from chronicle import roles
+from chronicle import pooler, roles
 from chronicle.errors import DatabaseAway, NotAllowed, NotDurable, SchemaBehind, SettingsError
 
 type_oids = psycopg.postgres.types
@@ -66,7 +66,8 @@ SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchro
            SELECT rolname::text FROM pg_roles
            WHERE rolname = %(role)s::text AND pg_has_role(session_user, oid,
                CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
-       ), current_setting('role')), false)
+       ), current_setting('role')), false),
+       pg_backend_pid()
 """
 """What follows the connection. `synchronous_commit` is pinned, never `off`: what the database, the user or a later
 reload of the configuration says cannot weaken the promise. `local`, `remote_write` and `remote_apply` stay, since each
@@ -82,12 +83,12 @@ def _begin_session(service: str) -> tuple[str, dict[str, str]]:
 def connect(url: str, service: str, **session: str) -> psycopg.Connection[TupleRow]:
     """One connection in autocommit mode for a service (its name shows in pg_stat_activity).
 
-    `session` are further settings of the session. Raises DatabaseAway where PostgreSQL cannot be reached.
+    `session` are further settings of the session. Raises DatabaseAway where PostgreSQL or a session cannot be had.
     """
     with ours():
         connection = psycopg.connect(url, autocommit=True, **_options(service, url, **session))
         try:
-            connection.execute(*_begin_session(service))
+            pooler.refuse(connection.info, connection.execute(*_begin_session(service)).fetchone())
         except BaseException:
             connection.close()
             raise
@@ -100,7 +101,7 @@ async def connect_async(url: str, service: str) -> psycopg.AsyncConnection[Tuple
     with ours():
         connection = await psycopg.AsyncConnection.connect(url, autocommit=True, **_options(service, url))
         try:
-            await connection.execute(*_begin_session(service))
+            pooler.refuse(connection.info, await (await connection.execute(*_begin_session(service))).fetchone())
         except BaseException:
             await connection.close()
             raise
@@ -205,19 +206,18 @@ def migrate(url: str) -> None:
     engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=creator, poolclass=sqlalchemy.NullPool)
     try:
         with engine.connect() as connection:
+            given: Any = connection.connection.driver_connection
+            pooler.refuse(given.info, given.execute("SELECT pg_backend_pid()").fetchone())
             connection.exec_driver_sql(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
             connection.commit()
             config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            given: Any = connection.connection.driver_connection
             with given.transaction():
                 roles.grant(given)
                 roles.warn_of_missing(given)
-    except sqlalchemy.exc.DBAPIError as error:
-        raise DatabaseAway(f"cannot migrate: {_first_line(error.orig or error)}") from error
-    except psycopg.OperationalError as error:
-        raise DatabaseAway(f"cannot migrate: {_first_line(error)}") from error
+    except (sqlalchemy.exc.DBAPIError, psycopg.OperationalError) as error:
+        raise DatabaseAway(f"cannot migrate: {_first_line(getattr(error, 'orig', None) or error)}") from error
 
 
 SCHEMA_VERSION = "SELECT version_num FROM alembic_version"

@@ -58,19 +58,29 @@ class Worker:
         self._most_tickets = MOST_TICKETS
         self._swept = self._claimed = time.monotonic()
         self._redis_away = False
+        self._trouble = ""
 
     def run(self) -> None:
         """Works until stopped; faults of PostgreSQL and Redis are logged and waited out."""
         while not self._stop.is_set():
             try:
                 busy = self.run_once()
+                self._say("")
             except (ChronicleError, psycopg.Error) as error:
-                log.warning("worker waits", worker_id=self.worker_id, error=str(error).strip())
+                self._say(str(error).strip())
                 self.reconnect()
                 busy = False
             if not busy:
                 self._stop.wait(PAUSE_SECONDS if self._redis_away or self._connection is None else 0)
         self.close()
+
+    def _say(self, trouble: str) -> None:
+        """Logs what it waits for, or that it goes on: once, however often it tries."""
+        if trouble and trouble != self._trouble:
+            log.warning("worker waits", worker_id=self.worker_id, error=trouble)
+        elif self._trouble and not trouble:
+            log.info("worker goes on", worker_id=self.worker_id)
+        self._trouble = trouble
 
     def close(self) -> None:
         """Gives up its connections, and with them its worker_id."""

@@ -297,4 +297,15 @@ STALLED = [
 ]
 """These are answered once the service has waited long enough."""
 
+LEFT_TO_A_GATEWAY = {
+    "a line feed alone",
+    "a header without a colon",
+    "an endless chunk extension",
+    "endless trailers",
+    "one endless trailer",
+    "a path of NULs",
+    "a path that climbs",
+}
+"""What nginx allows, closes without an answer or refuses with another status, before the service has seen it."""
+
 QUICK = [*NOT_HTTP, *HEADERS, *BODIES, *VALUES, *QUERIES, *ROUTES]

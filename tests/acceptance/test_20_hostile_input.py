@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from api import Api, event, fresh
-from hostile import CLOSED, GOOD, JSON, MARK, MIB, QUICK, STALLED, Row, head, opened, post
+from hostile import CLOSED, GOOD, JSON, LEFT_TO_A_GATEWAY, MARK, MIB, QUICK, STALLED, Row, head, opened, post
 from servers import Stack, eventually
 from wire import Answer, exchange, parse
 
@@ -26,14 +26,14 @@ def port(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def check(answer: Answer, row: Row) -> None:
+def check(answer: Answer, row: Row, *, gateway: bool = False) -> None:
     """The answer that the row asks for, in the one shape that errors have."""
     assert answer.status == row.status, answer
     if row.status == CLOSED:
         return
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-request-id"]
-    assert "server" not in answer.headers
+    assert ("server" in answer.headers) == gateway
     if row.status < 400:
         return
     assert answer.headers["content-type"] == "application/json"
@@ -52,15 +52,19 @@ def test_there_are_many_rows_and_each_has_its_name() -> None:
 
 
 @pytest.mark.parametrize("row", QUICK, ids=str)
-def test_a_hostile_request_is_refused_and_the_next_one_works(row: Row, port: int, api: Api) -> None:
+def test_a_hostile_request_is_refused_and_the_next_one_works(row: Row, port: int, api: Api, gateway: bool) -> None:
+    if gateway and row.name in LEFT_TO_A_GATEWAY:
+        pytest.skip("the gateway judges this by itself")
     began = time.monotonic()
-    check(exchange(port, row.chunks()), row)
+    check(exchange(port, row.chunks()), row, gateway=gateway)
     assert time.monotonic() - began < QUICK_SECONDS
     assert row.status < 400 or MARK not in api.summary()["by_topic"]
     api.publish(event(fresh()))
 
 
-def test_what_takes_too_long_is_ended_while_others_work(port: int, api: Api) -> None:
+def test_what_takes_too_long_is_ended_while_others_work(port: int, api: Api, gateway: bool) -> None:
+    if gateway:
+        pytest.skip("the gateway ends by itself, and without an answer, what takes too long")
     topic = fresh()
     api.publish_settled(topic, event(topic, text="x" * 15 * MIB))
     with ExitStack() as held:
@@ -77,10 +81,11 @@ def test_what_takes_too_long_is_ended_while_others_work(port: int, api: Api) -> 
             eventually(lambda: not established(reader), timeout=60)
 
 
-def test_a_bad_request_never_takes_the_place_of_an_earlier_ones_answer(port: int, api: Api) -> None:
+def test_a_bad_request_never_takes_the_place_of_an_earlier_ones_answer(port: int, api: Api, gateway: bool) -> None:
     topic = fresh()
     good = post(json.dumps({"events": [event(topic)]}).encode()).replace(b"Connection: close\r\n", b"")
-    assert exchange(port, [good + b"no HTTP\r\n\r\n"]).status == 200
+    # The last answer: a gateway gives one to the bad request, too.
+    assert exchange(port, [good + b"no HTTP\r\n\r\n"]).status == (400 if gateway else 200)
     assert api.settled(topic, 1)["processed"] == 1
 
 
