@@ -28,7 +28,9 @@ async def large(scope: Scope, receive: Receive, send: Send) -> None:
 def port() -> Iterator[int]:
     """Where a server answers on the connections of ChronicleWeaver."""
     listener = ports.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(large, http=connections.Connection, ws="none", lifespan="off", log_config=None))
+    server = uvicorn.Server(
+        uvicorn.Config(large, http=connections.Connection, ws="none", lifespan="off", log_config=None)
+    )
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     yield listener.getsockname()[1]
