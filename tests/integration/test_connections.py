@@ -6,14 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import uvicorn
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from chronicle import connections
+from chronicle import connections, http
 from chronicle.up import ports
 
 SIZE = 16 * 2**20
@@ -24,18 +24,25 @@ async def large(scope: Scope, receive: Receive, send: Send) -> None:
     await Response(b"x" * SIZE)(scope, receive, send)
 
 
-@pytest.fixture
-def port() -> Iterator[int]:
-    """Where a server answers on the connections of ChronicleWeaver."""
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[tuple[http.Server, int]]:
+    """A server of this application on the connections of ChronicleWeaver, and its port."""
+    config = uvicorn.Config(app, http=connections.Connection, ws="none", lifespan="off", log_config=None)
     listener = ports.listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(large, http=connections.Connection, ws="none", lifespan="off", log_config=None)
-    )
-    thread = threading.Thread(target=server.run, args=([listener],))
+    port = listener.getsockname()[1]
+    server = http.Server(config, listener)
+    thread = threading.Thread(target=server.run)
     thread.start()
-    yield listener.getsockname()[1]
+    yield server, port
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where a server answers with SIZE bytes."""
+    with serving(large) as (_, port):
+        yield port
 
 
 def asked(port: int) -> socket.socket:
@@ -85,3 +92,24 @@ def test_the_slowest_reader_makes_room_for_the_others(port: int, monkeypatch: py
         whole = [read(connection, SIZE) >= SIZE for connection in waiting]
     assert whole[-3:] == [True] * 3
     assert whole[0] is False
+
+
+def test_clients_that_came_while_the_server_was_busy_are_all_taken_at_once() -> None:
+    """One after the other, each would wait for what those before it ask."""
+    busy, go_on = threading.Event(), threading.Event()
+    known: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        known.append(len(server.server_state.connections))
+        busy.set()
+        go_on.wait(20)
+        await Response()(scope, receive, send)
+
+    with serving(app) as (server, port), ExitStack() as held:
+        for number in range(101):
+            client = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert number or busy.wait(20)
+        go_on.set()
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+    assert known[:2] == [1, 101]
