@@ -78,12 +78,18 @@ class System:
         if server.process is None or server.process.poll() is not None:
             start(server)
 
+    def start_stack(self) -> None:
+        """Starts `chronicle up` again, unless it runs. Raises AssertionError where it cannot, as without PostgreSQL."""
+        if self.stack.process is None or self.stack.process.poll() is not None:
+            self.stack.start()
+
     def heal(self) -> None:
         """Ends what faults may have left: the servers run, the network passes all, the API answers."""
         for proxy in self.proxies.values():
             proxy.rule = pass_all
         for server in (self.postgres, self.broker):
             self.start_server(server)
+        self.start_stack()
         self.start_projector()
         eventually(self.stack.is_ready, timeout=30)
 
