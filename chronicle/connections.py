@@ -119,6 +119,8 @@ class Connection(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.url) > MAX_URL_BYTES or len(self.headers) > MAX_HEADERS:
             self._head_too_large()
+        elif not self._is_plain():
+            self._refuse(400, "http_invalid", "this is not HTTP/1.1")
         elif len(self.pipeline) >= MAX_PIPELINED:
             self._refuse(400, "too_many_requests", f"at most {MAX_PIPELINED} requests ahead of their answers")
         if self._ended:
@@ -129,6 +131,14 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = self._unread_bytes = 0
         super().on_headers_complete()
         self.cycle.transport = _Way(self)
+
+    def _is_plain(self) -> bool:
+        """Whether everybody on the way understands these headers alike (RFC 9112, 3.2 and 6.1)."""
+        names = [name for name, _ in self.headers]
+        version, hosts = self.parser.get_http_version(), names.count(b"host")
+        if version == "1.0":
+            return hosts <= 1 and b"transfer-encoding" not in names
+        return version == "1.1" and hosts == 1
 
     def _upgrades(self) -> bool:
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
