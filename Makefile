@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-virtualenv
 
-.PHONY: run test test-compose lint bench chaos mutants pins clean
+.PHONY: run test test-compose lint bench chaos soak overload mutants pins clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/chronicle up $(ARGS)
@@ -31,6 +31,14 @@ bench: $(VENV)/bench.done
 # Rounds of faults under load, each replayable from its seed: make chaos ARGS='--seed 7 --rounds 20 --seconds 12'
 chaos: $(VENV)/dev.done
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+# 20 minutes of faults at half of capacity; what is held must end where it began: make soak ARGS='--seconds 240'
+soak: $(VENV)/dev.done
+	@$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+# A minute of three times what it can take; ARGS='--events 1' for small requests.
+overload: $(VENV)/dev.done
+	@$(BIN)/python -m tests.chaos.overload $(ARGS)
 
 # Breaks one rule at a time and runs the test that must notice; ARGS chooses mutants by a word.
 mutants: $(VENV)/dev.done

@@ -27,6 +27,9 @@ SILENT_SECONDS = 15.0
 BODY_SECONDS = 60.0
 """For a whole body."""
 
+ANSWER_SECONDS = 60.0
+"""For reading a whole answer: until then it takes memory."""
+
 LINGER_SECONDS = 10.0
 """How long a client may go on sending after its answer: closing at once would take the answer back, unread."""
 
@@ -37,6 +40,10 @@ MAX_HEADERS = 100
 MAX_PIPELINED = 100
 MAX_UNREAD_BYTES = 64 * 2**20
 """What is thrown away of a body that was refused before it came, so that its sender gets to read why."""
+
+LARGE_ANSWER = 64 * 2**10
+MAX_UNSENT_BYTES = 256 * 2**20
+"""What all answers that nobody has read yet may take together; beyond it, who is longest at it is cut."""
 
 MOST_FILES, OTHER_FILES = 10_240, 200
 """Open files that a process asks for, and how many of them are not connections of clients."""
@@ -51,7 +58,7 @@ class Connection(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._in_body = self._ended = self._asked = False
         self._head_bytes = self._unread_bytes = self._unsent_bytes = 0
-        self._began = self._moved = self._sent = self.loop.time()
+        self._began = self._moved = self._sent = self._wrote = self.loop.time()
         self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
         if len(self.connections) > most_connections():
             self._refuse(503, "unavailable", "too many connections: try again later")
@@ -112,6 +119,8 @@ class Connection(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.url) > MAX_URL_BYTES or len(self.headers) > MAX_HEADERS:
             self._head_too_large()
+        elif not self._is_plain():
+            self._refuse(400, "http_invalid", "this is not HTTP/1.1")
         elif len(self.pipeline) >= MAX_PIPELINED:
             self._refuse(400, "too_many_requests", f"at most {MAX_PIPELINED} requests ahead of their answers")
         if self._ended:
@@ -122,6 +131,14 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = self._unread_bytes = 0
         super().on_headers_complete()
         self.cycle.transport = _Way(self)
+
+    def _is_plain(self) -> bool:
+        """Whether everybody on the way understands these headers alike (RFC 9112, 3.2 and 6.1)."""
+        names = [name for name, _ in self.headers]
+        version, hosts = self.parser.get_http_version(), names.count(b"host")
+        if version == "1.0":
+            return hosts <= 1 and b"transfer-encoding" not in names
+        return version == "1.1" and hosts == 1
 
     def _upgrades(self) -> bool:
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
@@ -176,6 +193,21 @@ class Connection(HttpToolsProtocol):
             self.transport.write(_error(status, Problem(type=kind, loc=[], msg=message)))
         self._linger()
 
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Some of an answer, of which uvicorn sends no more before this is nearly read."""
+        self._wrote = self.loop.time()
+        self.transport.write(data)
+        if len(data) > LARGE_ANSWER:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        readers = [each for each in self.connections if isinstance(each, Connection)]
+        held = sum(each.transport.get_write_buffer_size() for each in readers)
+        for slowest in sorted(readers, key=lambda each: each._wrote) if held > MAX_UNSENT_BYTES else ():
+            if held > MAX_UNSENT_BYTES and (unsent := slowest.transport.get_write_buffer_size()):
+                held -= unsent
+                slowest.transport.abort()
+
     def end(self) -> None:
         """After the last answer; softly while the client still sends."""
         if self._in_body:
@@ -198,7 +230,7 @@ class Connection(HttpToolsProtocol):
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent != self._unsent_bytes:
             self._unsent_bytes, self._sent = unsent, now
-        if now - self._sent > SILENT_SECONDS:
+        if now - self._sent > SILENT_SECONDS or (unsent and now - self._wrote > ANSWER_SECONDS):
             self.transport.abort()
         self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
 
@@ -223,7 +255,7 @@ class _Way(asyncio.Transport):
         self._connection = connection
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._connection.transport.write(data)
+        self._connection.write(data)
 
     def is_closing(self) -> bool:
         return self._connection.transport.is_closing()

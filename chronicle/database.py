@@ -136,10 +136,13 @@ def read_pool(url: str, service: str, size: int) -> AsyncConnectionPool[psycopg.
 
 @contextmanager
 def ours() -> Iterator[None]:
-    """Turns psycopg's errors into ours: a lost or refused connection, a schema or a privilege that is missing."""
+    """Turns psycopg's errors into ours: a lost or refused connection, a schema or a privilege that is missing.
+
+    A server that only reads is a standby, or becomes one: the primary is elsewhere by now, or soon.
+    """
     try:
         yield
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+    except (psycopg.OperationalError, psycopg.InterfaceError, pg.ReadOnlySqlTransaction) as error:
         raise DatabaseAway(f"PostgreSQL cannot be used: {_first_line(error)}") from error
     except pg.UndefinedTable:
         raise SchemaBehind from None

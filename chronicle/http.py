@@ -9,6 +9,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -30,6 +31,8 @@ from chronicle.errors import ChronicleError, InvalidRequest, Problem
 RETRY_AFTER_SECONDS = 1
 MOST_PROBLEMS = 10
 STOP_SECONDS = 8
+ACCEPTS = 128
+"""New clients taken at once; more would make those wait that are here."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -41,11 +44,16 @@ def problems(status: int, *found: Problem, headers: dict[str, str] | None = None
     return JSONResponse({"detail": list(found[:MOST_PROBLEMS])}, status, headers)
 
 
-def _unavailable(_: Request, error: Exception) -> JSONResponse:
+def unavailable(error: Exception) -> JSONResponse:
+    """The 503 that says what is missing, and when to try again."""
     # An error that came of another one tells of the inside: addresses, names of users.
     message = str(error) if error.__cause__ is None else (type(error).__doc__ or "")
     problem = Problem(type="unavailable", loc=[], msg=message)
     return problems(503, problem, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def _unavailable(_: Request, error: Exception) -> JSONResponse:
+    return unavailable(error)
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:
@@ -169,7 +177,7 @@ class RequestIds:
         except asyncio.CancelledError:
             # The server stops and waits no longer. It would answer 500 in a shape of its own.
             if not begun:
-                stopping = _unavailable(Request(scope), ChronicleError("the service stops: try again"))
+                stopping = unavailable(ChronicleError("the service stops: try again"))
                 await stopping(scope, receive, send_with_id)
 
 
@@ -208,11 +216,44 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=3,
     )
-    Server(config).run(sockets=[listener])
+    Server(config, listener).run()
 
 
 class Server(uvicorn.Server):
-    """uvicorn, whose stop is bounded: what waits for a database that does not answer is left behind."""
+    """uvicorn, whose stop is bounded: what waits for a database that does not answer is left behind.
+
+    And it takes many clients each time it looks. uvloop takes one: under load, when it looks seldom, the others would
+    wait in the backlog, and the kernel would turn away those for whom there is no place.
+    """
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
+        super().__init__(config)
+        self._listener = listener
+        self._arriving: set[asyncio.Task[Any]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        """Begins to listen."""
+        await super().startup(sockets=[])
+        self._listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        """Takes no more clients, and ends."""
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        await super().shutdown(sockets=[])
+
+    def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(OSError):  # nobody is left, or somebody has left already
+            for _ in range(ACCEPTS):
+                client, _ = self._listener.accept()
+                arriving = loop.create_task(loop.connect_accepted_socket(self._connection, client))
+                self._arriving.add(arriving)
+                arriving.add_done_callback(self._arriving.discard)
+
+    def _connection(self) -> Connection:
+        return Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal asks for the stop."""

@@ -19,6 +19,7 @@ from chronicle.keys import Keyring
 from chronicle.settings import Settings
 from command.bodies import Bodies
 from command.dispatch import Dispatcher
+from command.load import Admission, Load
 from command.receive import COMMITTERS, Receiver
 from command.watch import Watch
 
@@ -33,12 +34,13 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
     dispatcher = Dispatcher(database_url, redis_url)
     receiver = Receiver(database_url, settings, dispatcher.add)
     watch = Watch(database_url, receiver.set_in_flight, allow_unsafe=settings.chronicle_allow_unsafe_database)
+    load = Load()
     bodies = Bodies(settings.chronicle_max_body_bytes, settings.chronicle_max_waiting_bytes)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         committers = [receiver.run() for _ in range(COMMITTERS)]
-        tasks = {_service(part) for part in (*committers, dispatcher.run(), watch.run())}
+        tasks = {_service(part) for part in (*committers, dispatcher.run(), watch.run(), load.run())}
         yield
         while tasks:
             for task in tasks:
@@ -55,7 +57,8 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
         count = len(accepted)
         return JSONResponse({"status": "success", "message": f"Published {count} events", "events_count": count})
 
-    app = http.application("ChronicleWeaver command", lifespan=running, middleware=[Middleware(ApiKeys, keyring)])
+    doors = [Middleware(Admission, load), Middleware(ApiKeys, keyring)]
+    app = http.application("ChronicleWeaver command", lifespan=running, middleware=doors)
     app.post("/publish", publish)
 
     @app.get("/health", tags=["health"])

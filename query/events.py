@@ -39,6 +39,9 @@ class Page(Struct):
     next_cursor: str | None
 
 
+PAGE_BYTES = 32 * 2**20
+"""A page whose payloads are more ends with the event that goes beyond: answers are made in memory."""
+
 MATCHES = """
     (%(topic)s::text IS NULL OR topic = %(topic)s)
     AND (%(source)s::text IS NULL OR source = %(source)s)
@@ -63,10 +66,17 @@ WITH page AS (
            OR ("timestamp", batch_id, position) < (%(timestamp)s::timestamptz, %(batch_id)s, %(position)s::int))
     ORDER BY "timestamp" DESC, batch_id DESC, position DESC
     LIMIT %(limit)s + 1
+), sized AS (
+    SELECT page.*, sum(octet_length(payload)) OVER (
+        ORDER BY "timestamp" DESC, batch_id DESC, position DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS bytes_before
+    FROM page
 )
-SELECT total.count, page.event_id, page.topic, page.source, page.payload, page."timestamp", page.batch_id, page.position
+SELECT total.count, page.event_id, page.topic, page.source,
+       CASE WHEN page.bytes_before > %(bytes)s THEN NULL ELSE page.payload END,
+       page."timestamp", page.batch_id, page.position
 FROM ({{count}}) AS total(count)
-LEFT JOIN page ON true
+LEFT JOIN sized AS page ON true
 ORDER BY page."timestamp" DESC, page.batch_id DESC, page.position DESC
 """
 PAGE_BY_TOPIC = PAGE.format(count=COUNT_BY_TOPIC)
@@ -79,19 +89,21 @@ async def page(
     """A page of events as JSON, `after` a place, with how many match in all and the cursor of the next page.
 
     `filters`: topic, source, event_id, from and to, each None where it does not count. The number of a topic's events
-    is read from its counters; any other filter is counted.
+    is read from its counters; any other filter is counted. A page of more than PAGE_BYTES ends before `limit`.
     """
     place = after or Place(datetime.min, None, 0)  # type: ignore[arg-type]
-    here = {"timestamp": place.timestamp, "batch_id": place.batch_id, "position": place.position, "limit": limit}
+    here = {"timestamp": place.timestamp, "batch_id": place.batch_id, "position": place.position}
+    here |= {"limit": limit, "bytes": PAGE_BYTES}
     only_topic = all(value is None for name, value in filters.items() if name != "topic")
     answer = await connection.execute(PAGE_BY_TOPIC if only_topic else PAGE_COUNTED, filters | here)
     found = await answer.fetchall()
     rows = [row[1:] for row in found if row[1] is not None]
-    last = rows[limit - 1] if len(rows) > limit else None
+    shown = [row for row in rows[:limit] if row[3] is not None]
+    last = shown[-1] if len(shown) < len(rows) else None
     return msgspec.json.encode(
         Page(
             found[0][0],
-            [Event(row[0], row[1], row[2], Raw(row[3].encode()), row[4]) for row in rows[:limit]],
+            [Event(row[0], row[1], row[2], Raw(row[3].encode()), row[4]) for row in shown],
             cursor.encode(Place(*last[4:])) if last else None,
         )
     )

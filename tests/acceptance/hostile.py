@@ -126,6 +126,21 @@ NOT_HTTP = [
     Row("a NUL in the path", (head(b"/hea\0lth"),), 400),
     Row("raw UTF-8 in the path", (head("/\u00e9".encode()),), 400),
     Row("raw UTF-8 in the query string", (head("/events?topic=\u00e9".encode()),), 400),
+    Row("no version", (b"GET /health\r\n\r\n",), 400),
+    Row("HTTP/2.0 in the words of HTTP/1", (head(b"/health", version=b"HTTP/2.0"),), 400),
+    Row("no Host", (b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n",), 400),
+    Row("two Hosts", (head(b"/health", b"Host: y"),), 400),
+    Row("HTTP/1.0, which needs no Host", (b"GET /health HTTP/1.0\r\n\r\n",), 200),
+    Row(
+        "HTTP/1.0 with chunks",
+        (
+            head(b"/publish", JSON, b"Transfer-Encoding: chunked", method=b"POST", version=b"HTTP/1.0")
+            + b"d\r\n"
+            + b'{"events":[]}'
+            + b"\r\n0\r\n\r\n",
+        ),
+        400,
+    ),
     Row("CONNECT", (head(b"example.org:443", method=b"CONNECT"),), 400),
     Row("a header without a colon", (head(b"/health", MARK.encode()),), 400),
 ]
@@ -144,6 +159,13 @@ HEADERS = [
     Row("a length with a plus", (opened(b"Content-Length: +5"),), 400),
     Row("a length that is no number", (opened(b"Content-Length: ten"),), 400),
     Row("a length beyond counting", (opened(b"Content-Length: 1" + b"0" * 30),), 400),
+    Row("two lengths in one", (opened(b"Content-Length: 13, 13"),), 400),
+    Row("a length in hexadecimal", (opened(b"Content-Length: 0xd"),), 400),
+    Row("an empty length", (opened(b"Content-Length: "),), 400),
+    Row("chunked twice", (opened(b"Transfer-Encoding: chunked, chunked") + b"0\r\n\r\n",), 400),
+    Row("a header name in UTF-8", (head(b"/health", "X-\u00e9: a".encode()),), 400),
+    Row("a header without a name", (head(b"/health", b": a"),), 400),
+    Row("a carriage return in a header", (head(b"/health", b"X: a\rb"),), 400),
     Row("an unknown transfer encoding", (opened(b"Transfer-Encoding: gzip"),), 400),
     Row("two content types", (post(GOOD, b"Content-Type: text/plain"),), 415, TYPE),
     Row("the same content type twice", (post(GOOD, JSON),), 415, TYPE),
@@ -165,6 +187,10 @@ BODIES = [
     Row("a chunk size that is none", (CHUNKED + b"zz\r\n",), 400),
     Row("a chunk size beyond counting", (CHUNKED + b"f" * 40 + b"\r\n",), 400),
     Row("a chunk longer than it says", (CHUNKED + b"2\r\n{}{}\r\n",), 400),
+    Row("chunks that end with a line feed", (CHUNKED + b'd\n{"events":[]}\n0\n\n',), 400),
+    Row("a chunk size with 0x", (CHUNKED + b'0xd\r\n{"events":[]}\r\n0\r\n\r\n',), 400),
+    Row("a line feed in a chunk extension", (CHUNKED + b'd;a\n{"events":[]}\r\n0\r\n\r\n',), 400),
+    Row("200,000 chunks of a byte", (CHUNKED, Repeated(b"1\r\n \r\n" * 1000, 200), b"0\r\n\r\n"), 422, ["body"]),
     Row("an endless chunk extension", (CHUNKED + b"5;", Repeated(b"a" * 1000, 2000)), 431),
     Row("endless trailers", (CHUNKED + b"0\r\n", Repeated(b"X: a\r\n" * 100, 2000)), 431),
     Row("one endless trailer", (CHUNKED + b"0\r\nX: ", Repeated(b"a" * 1000, 2000)), 431),
@@ -212,7 +238,10 @@ VALUES = [
     *[Row(f"timestamp {text[:30]!r}", (raw("timestamp", json.dumps(text).encode()),), 422, [*AT, "timestamp"])
       for text in ("", "now", "infinity", "1735689600", "0000-01-01", "10000-01-01T00:00:00Z",
                    "0001-01-01T00:00:00+14:00",
-                   "9999-12-31T23:59:59-14:00", "2025-02-29", "2025-01-01T00:00:00+24:00", "2025-01-01T00:00:00+99:99",
+                   "9999-12-31T23:59:59-14:00", "2025-02-29", "2016-12-31T23:59:60Z",
+                   "2025-01-01T24:00:00Z", "2025-001", "2025-01-01T00:00:00+01:00:30",
+                   "+2025-01-01", "2025-01-01T00:00:00.Z",
+                   "2025-01-01T00:00:00\u221201:00", "2025-01-01T00:00:00+24:00", "2025-01-01T00:00:00+99:99",
                    "\u0662\u0660\u0662\u0665-01-01", "2025-01-01T00:00:00\u2028", "2025-W01-1",
                    "2025-01-01" + " " * 10**6)],
     Row("an id of 513 characters", (raw("event_id", b'"%s"' % (b"a" * 513)),), 422, [*AT, "event_id"]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,21 +12,19 @@ from typing import Any
 
 import httpx2
 import pytest
-from servers import Stack, eventually
+from servers import Stack, eventually, family
 
 
 @contextmanager
 def standing_still(stack: Stack, part: str) -> Iterator[None]:
     """The part and its children are stopped (SIGSTOP) meanwhile."""
-    pid = stack.pids()[part]
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    family = [pid, *(int(line.split()[0]) for line in listing.splitlines() if int(line.split()[1]) == pid)]
-    for member in family:
+    members = family(stack.pids()[part])
+    for member in members:
         os.kill(member, signal.SIGSTOP)
     try:
         yield
     finally:
-        for member in family:
+        for member in members:
             with suppress(ProcessLookupError):
                 os.kill(member, signal.SIGCONT)
 

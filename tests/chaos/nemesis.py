@@ -35,17 +35,19 @@ class Step:
     seed: int
 
 
-def plan(seed: int, seconds: float) -> list[Step]:
+def plan(
+    seed: int, seconds: float, *, longest_pause: float = LONGEST_PAUSE, without: frozenset[str] = frozenset()
+) -> list[Step]:
     """The faults of a round. A round with many steps meets every fault before it meets one again."""
     chance = random.Random(f"{seed}/nemesis")
     steps: list[Step] = []
     deck: list[str] = []
     left = seconds
     while left > 0:
-        pause, hold = chance.uniform(SHORTEST_PAUSE, LONGEST_PAUSE), chance.uniform(SHORTEST_HOLD, LONGEST_HOLD)
+        pause, hold = chance.uniform(SHORTEST_PAUSE, longest_pause), chance.uniform(SHORTEST_HOLD, LONGEST_HOLD)
         names: tuple[str, ...] = ()
         for _ in range(2 if chance.random() < TWO_AT_ONCE else 1):
-            deck = deck or chance.sample(sorted(FAULTS), len(FAULTS))
+            deck = deck or chance.sample(sorted(FAULTS.keys() - without), len(FAULTS) - len(without))
             if {FAULTS[deck[-1]].part}.isdisjoint(FAULTS[name].part for name in names):
                 names = (*names, deck.pop())
         steps.append(Step(pause, names, hold, chance.getrandbits(32)))

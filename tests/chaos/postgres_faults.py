@@ -33,8 +33,7 @@ def _terminated_again(scene: Scene) -> Iterator[str]:
     times, pause = scene.chance.randrange(10, 30), scene.chance.uniform(0.02, 0.3)
     with scene.system.session() as connection:
         for _ in range(times):
-            for pid in _services(connection):
-                connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+            _terminate_all(connection)
             time.sleep(pause)
     yield f"all sessions terminated {times} times, every {pause:.2f} s"
 
@@ -52,8 +51,7 @@ def _used_up(scene: Scene) -> Iterator[str]:
     with ExitStack() as held:
         first = held.enter_context(scene.system.session())
         taken = _take_all(scene, held)
-        for pid in _services(first):
-            first.execute("SELECT pg_terminate_backend(%s)", [pid])
+        _terminate_all(first)
         taken += _take_all(scene, held)
         yield f"{taken} sessions taken, those of the services terminated"
 
@@ -66,6 +64,19 @@ def _take_all(scene: Scene, held: ExitStack) -> int:
         except psycopg.OperationalError:
             return count
     return MOST_SESSIONS
+
+
+@fault("postgres reads only", "postgres", "a failover that is taken for an error of ours")
+def _reads_only(scene: Scene) -> Iterator[str]:
+    with scene.system.session() as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute("ALTER DATABASE chronicle SET default_transaction_read_only = on")
+        _terminate_all(connection)
+        try:
+            yield "as a standby does"
+        finally:
+            connection.execute("ALTER DATABASE chronicle RESET default_transaction_read_only")
+            _terminate_all(connection)
 
 
 @fault("outbox locked", "postgres", "a lock without a deadline; an answer that does not wait for the outbox")
@@ -103,3 +114,8 @@ def _storm(scene: Scene) -> Iterator[str]:
 def _services(connection: psycopg.Connection[Any]) -> list[int]:
     """The backends that serve ChronicleWeaver."""
     return [row[0] for row in connection.execute(SERVICES)]
+
+
+def _terminate_all(connection: psycopg.Connection[Any]) -> None:
+    for pid in _services(connection):
+        connection.execute("SELECT pg_terminate_backend(%s)", [pid])

@@ -62,6 +62,18 @@ def _broker_killed(scene: Scene) -> Iterator[str]:
     yield from _down(scene, scene.system.broker, signal.SIGKILL)
 
 
+@fault("supervisor killed", "api", "children that outlive it, and stand in the way of the next one on the same home")
+def _supervisor_killed(scene: Scene) -> Iterator[str]:
+    process = scene.system.stack.process
+    assert process
+    process.kill()
+    process.wait(20)
+    try:
+        yield f"SIGKILL to chronicle up {process.pid}"
+    finally:
+        scene.system.start_stack()
+
+
 @fault("rebuild killed midway", "rebuild", "a rebuild that shows half of itself")
 def _rebuild_killed(scene: Scene) -> Iterator[str]:
     process = scene.system.chronicle("rebuild")

@@ -17,7 +17,7 @@ from .books import Books
 from .journal import Journal, Outcome
 from .nemesis import PROBLEMS, Nemesis, Step, plan
 from .system import System
-from .traffic import Line, Publisher, Traffic
+from .traffic import Line, Notes, Publisher, Traffic
 
 SETTLE_SECONDS = 30
 MOST_VIOLATIONS = 20
@@ -66,7 +66,9 @@ def _play(system: System, journal: Journal, report: Report, say: Callable[[str],
     finally:
         traffic.stop()
     try:
-        _settle(system, journal, report)
+        report.settled = settle(system, journal, report.seed)
+    except AssertionError as error:
+        report.violations.append(str(error))
     finally:
         books.stop()
     report.violations += books.violations
@@ -79,10 +81,11 @@ def _play(system: System, journal: Journal, report: Report, say: Callable[[str],
     )
 
 
-def _settle(system: System, journal: Journal, report: Report) -> None:
-    """The next request is accepted, and everything is worked off by itself, within SETTLE_SECONDS."""
+def settle(system: System, journal: Notes, seed: int, name: int = PROBE) -> float:
+    """The next request, of a client of this name, is accepted, and everything is worked off by itself; after how many
+    seconds. Raises AssertionError where that takes longer than SETTLE_SECONDS."""
     began = time.monotonic()
-    publisher, line = Publisher(PROBE, report.seed), Line(system.stack.port, journal)
+    publisher, line = Publisher(name, seed), Line(system.stack.port, journal)
 
     def accepted() -> bool:
         request = publisher.request()
@@ -97,8 +100,6 @@ def _settle(system: System, journal: Journal, report: Report) -> None:
     try:
         eventually(accepted, timeout=SETTLE_SECONDS)
         eventually(empty, timeout=SETTLE_SECONDS + began - time.monotonic())
-    except AssertionError as error:
-        report.violations.append(str(error))
     finally:
         line.close()
-    report.settled = time.monotonic() - began
+    return time.monotonic() - began

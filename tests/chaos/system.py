@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ import redis
 from chronicle import broker, database
 from chronicle.up.children import spawn, stop
 from chronicle.up.servers import Postgres, Valkey, start
-from tests.servers import ROOT, Stack, eventually, own_environment
+from tests.servers import ROOT, Stack, eventually, family, own_environment
 
 from .proxy import Proxy, pass_all
 
@@ -79,12 +78,18 @@ class System:
         if server.process is None or server.process.poll() is not None:
             start(server)
 
+    def start_stack(self) -> None:
+        """Starts `chronicle up` again, unless it runs. Raises AssertionError where it cannot, as without PostgreSQL."""
+        if self.stack.process is None or self.stack.process.poll() is not None:
+            self.stack.start()
+
     def heal(self) -> None:
         """Ends what faults may have left: the servers run, the network passes all, the API answers."""
         for proxy in self.proxies.values():
             proxy.rule = pass_all
         for server in (self.postgres, self.broker):
             self.start_server(server)
+        self.start_stack()
         self.start_projector()
         eventually(self.stack.is_ready, timeout=30)
 
@@ -97,7 +102,7 @@ class System:
     def pids(self, part: str) -> list[int]:
         """The processes of a part: api, projector (of `chronicle up`), second (projector), broker or postgres."""
         if part == "postgres":
-            return _family(self.postgres.process)
+            return family(self.postgres.process.pid) if self.postgres.process else []
         if part in {"broker", "second"}:
             process = self.broker.process if part == "broker" else self.projector
             return [process.pid] if process else []
@@ -142,12 +147,3 @@ class System:
                 stop(server.process, server.stop_steps)
         for proxy in self.proxies.values():
             proxy.close()
-
-
-def _family(process: Popen[bytes] | None) -> list[int]:
-    """A process and its children; the process first, so that it makes no more of them once it is stopped."""
-    if process is None:
-        return []
-    command = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
-    listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return [process.pid, *map(int, listing.split())]

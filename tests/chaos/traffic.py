@@ -6,9 +6,11 @@ import http.client
 import json
 import random
 import threading
+import time
 from collections.abc import Callable
+from typing import Protocol
 
-from .journal import Event, Journal, Request
+from .journal import Event, Request
 
 CLIENTS = 6
 PATIENCE_SECONDS = 25.0
@@ -102,10 +104,20 @@ class Publisher:
         return Request(source, events, json.dumps({"events": events}, ensure_ascii=escaped).encode(), valid)
 
 
+class Notes(Protocol):
+    """What a client writes down: each request before it goes out, and what came of it."""
+
+    def begin(self, request: Request) -> None:
+        """A request is about to be sent."""
+
+    def end(self, request: Request, status: int | None, answer: str) -> None:
+        """A request was answered (its status and body), or broke (None, and why)."""
+
+
 class Line:
     """A connection of one client, made again whenever it broke. It sends a request once and never repeats it."""
 
-    def __init__(self, port: int, journal: Journal) -> None:
+    def __init__(self, port: int, journal: Notes) -> None:
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
         self._journal = journal
 
@@ -132,12 +144,15 @@ class Line:
 class Traffic:
     """All clients of a round, each in a thread of its own."""
 
-    def __init__(self, port: int, journal: Journal, seed: int) -> None:
+    def __init__(self, port: int, journal: Notes, seed: int, *, first: int = 0, every: float | None = None) -> None:
+        """`first` is the name of the first client; it sends `every` so many seconds, or after a pause by chance."""
         self._port = port
         self._journal = journal
         self._seed = seed
+        self._every = every
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._publish, args=(name,)) for name in range(CLIENTS)]
+        self._next = first + CLIENTS
+        self._threads = [threading.Thread(target=self._publish, args=(name,)) for name in range(first, self._next)]
         self._storms = 0
 
     def start(self) -> None:
@@ -154,10 +169,9 @@ class Traffic:
     def storm(self) -> None:
         """Eight more clients send the same keys, each in an order of its own, at once."""
         self._storms += 1
-        first = CLIENTS + (self._storms - 1) * STORM_CLIENTS
+        first, self._next = self._next, self._next + STORM_CLIENTS
         storm = [
-            threading.Thread(target=self._overlap, args=(name, str(self._storms)))
-            for name in range(first, first + STORM_CLIENTS)
+            threading.Thread(target=self._overlap, args=(name, str(self._storms))) for name in range(first, self._next)
         ]
         self._threads += storm
         for thread in storm:
@@ -166,8 +180,10 @@ class Traffic:
     def _publish(self, name: int) -> None:
         publisher, line = Publisher(name, self._seed), Line(self._port, self._journal)
         while not self._over.is_set():
+            began = time.monotonic()
             line.send(publisher.request())
-            self._over.wait(publisher.chance.uniform(0, LONGEST_PAUSE))
+            pause = publisher.chance.uniform(0, LONGEST_PAUSE)
+            self._over.wait(pause if self._every is None else began + self._every - time.monotonic())
         line.close()
 
     def _overlap(self, name: int, storm: str) -> None:

@@ -167,6 +167,7 @@ async def event_pages(url: str, filters: dict[str, Any], limit: int) -> tuple[li
     place = None
     while True:
         page = json.loads(await events.page(connection, nothing | filters, limit, place))
+        assert sum(len(json.dumps(e["payload"])) for e in page["events"][:-1]) <= events.PAGE_BYTES
         found += page["events"]
         counts.add(page["count"])
         if page["next_cursor"] is None:
@@ -175,10 +176,11 @@ async def event_pages(url: str, filters: dict[str, Any], limit: int) -> tuple[li
         place = cursor.decode(page["next_cursor"], events.Place)
 
 
-@pytest.mark.parametrize("limit", [1, 3, 10, 1000])
+@pytest.mark.parametrize(("limit", "most_bytes"), [(1, 2**20), (3, 2**20), (10, 60), (1000, 0), (1000, 2**20)])
 async def test_event_pages_give_every_event_once_in_order(
-    limit: int, database_url: str, db: psycopg.Connection[Any]
+    limit: int, most_bytes: int, database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(events, "PAGE_BYTES", most_bytes)
     moments = [f"2025-01-01T00:00:{n % 7:02}.{n % 3:06}Z" for n in range(60)]
     batches = [[event(f"e{n}", topic=f"t{n % 2}", timestamp=moments[n])] for n in range(60)]
     for batch_id in await receive(database_url, *batches):

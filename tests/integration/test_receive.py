@@ -159,3 +159,11 @@ async def test_command_processes_take_lanes_of_their_own(database_url: str) -> N
     for writer in writers:
         await writer.close()
     assert await receive(database_url, [event("a")])
+
+
+async def test_a_server_that_only_reads_is_no_error_of_ours(database_url: str) -> None:
+    writer = await Writer.open(database_url)
+    await writer.connection.execute("SET default_transaction_read_only = on")
+    with pytest.raises(DatabaseAway):
+        await writer.record_received(new_batch_id(), columns(event("a")))
+    await writer.close()

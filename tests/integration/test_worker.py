@@ -27,17 +27,32 @@ def client(queue: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def workers(database_url: str, queue: str) -> Iterator[Callable[[], Worker]]:
+def workers(database_url: str, queue: str) -> Iterator[Callable[..., Worker]]:
     """Makes workers."""
     made: list[Worker] = []
 
-    def make(url: str = queue) -> Worker:
-        made.append(Worker(database_url, url, threading.Event()))
+    def make(url: str = queue, turn: Any = None) -> Worker:
+        made.append(Worker(database_url, url, threading.Event(), turn))
         return made[-1]
 
     yield make
     for worker in made:
         worker.close()
+
+
+class Turn:
+    """The lock that workers of a process share, which counts who asks for it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.asked += 1
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def in_flight(db: psycopg.Connection[Any]) -> int:
@@ -251,6 +266,28 @@ async def test_without_redis_events_are_accepted_and_projected(
     assert not await dispatch(database_url, nowhere, batch_ids)
     run_until_idle(workers(nowhere), db)
     assert db.execute("SELECT sum(queued), sum(processed) FROM stats").fetchone() == (1, 1)
+
+
+async def test_in_quiet_times_what_was_published_first_wins(
+    workers: Callable[..., Worker], client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    """Also where the worker that has its ticket is slow, and another one of its process is free."""
+    broker.ensure_group(client)
+    turn = Turn()
+    slow, free = (threading.Thread(target=workers(turn=turn).run_once) for _ in range(2))
+    batch_ids = await receive(database_url, [event("a", source="first")], [event("a", source="second")])
+    with db.transaction():
+        db.execute("SELECT FROM outbox WHERE batch_id = %s FOR UPDATE", batch_ids[:1])
+        for number, (thread, batch_id) in enumerate(zip((slow, free), batch_ids, strict=True)):
+            await dispatch(database_url, queue, [batch_id])
+            thread.start()
+            if number == 0:
+                until_blocked(database_url, "projector")
+        with database.connect(database_url, "test") as other:
+            eventually(lambda: turn.asked == 2 or in_flight(other) == 1)
+    slow.join()
+    free.join()
+    assert db.execute("SELECT source FROM processed_events").fetchall() == [("first",)]
 
 
 async def test_workers_get_worker_ids_of_their_own_and_free_ones_again(workers: Callable[[], Worker]) -> None:

@@ -175,6 +175,11 @@ MUTANTS = (
         ("tests/integration/test_worker.py::test_a_batch_without_a_ticket_is_found_in_the_outbox",),
     ),
     Mutant(
+        "workers of a process that do not take turns",
+        (Edit(WORKER, "        with self._turn:\n", "        if True:\n"),),
+        ("tests/integration/test_worker.py::test_in_quiet_times_what_was_published_first_wins",),
+    ),
+    Mutant(
         "a rebuild that decides again",
         (Edit(REBUILD, SWAP, DECIDE_AGAIN + SWAP),),
         ("tests/integration/test_rebuild.py::test_a_rebuild_gives_back_the_same_read_models",),
