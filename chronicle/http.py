@@ -139,6 +139,11 @@ def _answering(endpoint: Endpoint) -> ASGIApp:
     return app
 
 
+def request_id() -> str:
+    """The id of the request under way."""
+    return str(structlog.contextvars.get_contextvars()["request_id"])
+
+
 class RequestIds:
     """Gives each request an id (the client's own X-Request-ID where it is a plain one), for the answer and the logs.
 

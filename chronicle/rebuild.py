@@ -44,7 +44,7 @@ INSERT INTO rebuild.stats ({COLUMNS["stats"]}) {LEDGER_SAYS["stats"].format(audi
 ON CONFLICT (topic, lane) DO UPDATE SET
     received = stats.received + excluded.received, queued = stats.queued + excluded.queued,
     processed = stats.processed + excluded.processed, dropped = stats.dropped + excluded.dropped,
-    failed = stats.failed + excluded.failed
+    failed = stats.failed + excluded.failed, conflicts = stats.conflicts + excluded.conflicts
 """
 
 

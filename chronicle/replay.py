@@ -10,7 +10,7 @@ COLUMNS = {
     "dropped_events": "event_id, topic, batch_id, position, reason",
     "failed_events": "event_id, topic, batch_id, position, error",
     "fact_topics": "topic, action, recorded_at, fact_id, batch_id, event_count",
-    "stats": "topic, lane, received, queued, processed, dropped, failed",
+    "stats": "topic, lane, received, queued, processed, dropped, failed, conflicts",
 }
 
 LEDGER_SAYS = {
@@ -40,7 +40,8 @@ LEDGER_SAYS = {
                count(*) FILTER (WHERE a.action = 'QUEUED') AS queued,
                count(*) FILTER (WHERE a.action = 'PROCESSED') AS processed,
                count(*) FILTER (WHERE a.action = 'DROPPED') AS dropped,
-               count(*) FILTER (WHERE a.action = 'FAILED') - count(*) FILTER (WHERE a.attempt > 0) AS failed
+               count(*) FILTER (WHERE a.action = 'FAILED') - count(*) FILTER (WHERE a.attempt > 0) AS failed,
+               count(*) FILTER (WHERE a.action = 'DROPPED' AND a.reason = 'conflict') AS conflicts
         FROM {audit_log} a
         GROUP BY a.topic, a.lane
     """,

@@ -15,7 +15,10 @@ from chronicle import logs
 SERVICES = {"command": "chronicle_command", "projector": "chronicle_projector", "query": "chronicle_query"}
 """The role of each service. Roles belong to the whole cluster: all databases in it share them."""
 
-TABLES = ("facts", "outbox", "processed_events", "dropped_events", "failed_events", "fact_topics", "stats")
+TABLES = (
+    *("facts", "outbox", "processed_events", "dropped_events", "failed_events", "fact_topics", "stats"),
+    *("unsequenced", "stream", "history", "workers"),
+)
 VIEWS = ("received_events", "audit_log")
 VERSION_TABLE = "alembic_version"
 
@@ -25,6 +28,7 @@ GRANTS: dict[str, dict[str, str]] = {
         "outbox": "INSERT",
         "fact_topics": "INSERT",
         "stats": "SELECT, INSERT, UPDATE",
+        "history": "SELECT, INSERT, UPDATE, DELETE",
         VERSION_TABLE: "SELECT",
     },
     "chronicle_projector": {
@@ -35,6 +39,10 @@ GRANTS: dict[str, dict[str, str]] = {
         "failed_events": "SELECT, INSERT",
         "fact_topics": "INSERT",
         "stats": "SELECT, INSERT, UPDATE",
+        "unsequenced": "SELECT, INSERT, DELETE",
+        "stream": "SELECT, INSERT",
+        "history": "SELECT, INSERT, UPDATE, DELETE",
+        "workers": "SELECT, INSERT, UPDATE, DELETE",
         "received_events": "SELECT",
         VERSION_TABLE: "SELECT",
     },

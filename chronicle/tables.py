@@ -72,6 +72,8 @@ facts = Table(
     Column("sources", ARRAY(KEY)),
     Column("payloads", ARRAY(JSON)),
     Column("timestamps", ARRAY(MOMENT)),
+    Column("request_ids", ARRAY(Text), comment="RECEIVED: the HTTP requests that the batch is made of, in its order"),
+    Column("request_sizes", ARRAY(Integer), comment="RECEIVED: how many events each of them brought"),
     PrimaryKeyConstraint("batch_id", "action", "attempt", name="pk_facts"),
     CheckConstraint(f"action IN {ACTIONS}", name="ck_facts_action"),
     CheckConstraint("event_count > 0", name="ck_facts_event_count"),
@@ -153,9 +155,55 @@ stats = Table(
     Column("topic", KEY, nullable=False),
     Column("lane", SmallInteger, nullable=False, comment="one writer: a worker's id, or below zero a command process"),
     *(Column(counter, BigInteger, nullable=False, server_default=text("0")) for counter in COUNTERS),
+    Column(
+        "conflicts", BigInteger, nullable=False, server_default=text("0"), comment="how many of `dropped` are conflicts"
+    ),
     PrimaryKeyConstraint("topic", "lane", name="pk_stats"),
     comment="Counters of one topic in one lane; readers sum over lanes",
     postgresql_with={"fillfactor": 50},
+)
+
+unsequenced = Table(
+    "unsequenced",
+    metadata,
+    Column("fact_id", BigInteger, nullable=False),
+    Column("batch_id", Uuid, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    PrimaryKeyConstraint("fact_id", name="pk_unsequenced"),
+    comment="A PROCESSED fact that has no place in the stream yet",
+)
+
+stream = Table(
+    "stream",
+    metadata,
+    Column("sequence", BigInteger, Identity(always=True), nullable=False, comment="given after the fact's commit"),
+    Column("fact_id", BigInteger, nullable=False),
+    Column("batch_id", Uuid, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    PrimaryKeyConstraint("sequence", name="pk_stream"),
+    comment="The order in which subscribers get PROCESSED facts: what commits later never comes before",
+)
+
+history = Table(
+    "history",
+    metadata,
+    Column("minute", MOMENT, nullable=False),
+    *(Column(counter, BigInteger, nullable=False) for counter in (*COUNTERS, "conflicts")),
+    PrimaryKeyConstraint("minute", name="pk_history"),
+    comment="The counters of all topics at the end of a minute, or as last seen in it; kept for a day",
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("worker_id", SmallInteger, nullable=False),
+    Column("process", Text, nullable=False, comment="host and process id"),
+    Column("started_at", MOMENT, nullable=False),
+    Column("seen_at", MOMENT, nullable=False, comment="its last heartbeat"),
+    Column("state", Text, nullable=False, comment="what it said it did then"),
+    Column("projected_at", MOMENT, comment="when it last committed a projection"),
+    PrimaryKeyConstraint("worker_id", name="pk_workers"),
+    comment="Heartbeats of the projector workers",
 )
 
 RECEIVED_EVENTS_VIEW = """

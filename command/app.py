@@ -53,7 +53,7 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
             accepted = await _decoded(body, settings.chronicle_max_events)
             if accepted:
                 await watch.durable()
-                await receiver.receive(accepted, len(body))
+                await receiver.receive(accepted, len(body), http.request_id())
         count = len(accepted)
         return JSONResponse({"status": "success", "message": f"Published {count} events", "events_count": count})
 

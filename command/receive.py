@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -41,10 +41,11 @@ log = logs.get(__name__)
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One request: its events, its size in bytes, when it came, and the future that its commit resolves."""
+    """One request: its events, size in bytes and id, when it came, and the future that its commit resolves."""
 
     events: Events
     size: int
+    request_id: str
     since: float
     done: asyncio.Future[None]
 
@@ -61,14 +62,14 @@ class Receiver:
         self._away_since: float | None = None
         self._in_flight = 0
 
-    async def receive(self, events: Events, size: int) -> None:
+    async def receive(self, events: Events, size: int, request_id: str) -> None:
         """Returns once the events are durable. `size`: the bytes that they hold in memory.
 
         Raises Overloaded, DatabaseAway (the outcome may then be unknown), or InvalidRequest for a value that PostgreSQL
         refused.
         """
         self._admit(len(events))
-        waiting = Waiting(events, size, time.monotonic(), asyncio.get_running_loop().create_future())
+        waiting = Waiting(events, size, request_id, time.monotonic(), asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._arrived.set()
         try:
@@ -136,12 +137,13 @@ class Receiver:
         """Commits the requests as one batch and answers them; gives back the writer while it is usable."""
         batch_id = new_batch_id()
         events = Events.joined(request.events for request in requests)
+        parts = [(request.request_id, len(request.events)) for request in requests]
         deadline = time.monotonic() + PATIENCE_SECONDS
         current: Writer | None = writer
         while True:
             try:
                 current = current or await Writer.open(self._url)
-                await current.record_received(batch_id, events)
+                await current.record_received(batch_id, events, parts)
             except psycopg.Error as error:
                 return await self._commit_apart(current, requests, error)
             except ChronicleError as error:
@@ -185,9 +187,10 @@ def _resolve(requests: list[Waiting], error: Exception | None) -> None:
 
 RECORD_RECEIVED = """
 WITH received AS (
-    INSERT INTO facts (batch_id, action, lane, event_count, event_ids, topics, sources, payloads, timestamps)
+    INSERT INTO facts (batch_id, action, lane, event_count, event_ids, topics, sources, payloads, timestamps,
+                       request_ids, request_sizes)
     VALUES (%(batch_id)s, 'RECEIVED', %(lane)s, %(event_count)s, %(event_ids)s, %(topics)s, %(sources)s,
-            %(payloads)s, %(timestamps)s)
+            %(payloads)s, %(timestamps)s, %(request_ids)s, %(request_sizes)s)
     ON CONFLICT (batch_id, action, attempt) DO NOTHING
     RETURNING id, batch_id, recorded_at, event_count
 ), sent AS (
@@ -228,8 +231,10 @@ class Writer:
         """Gives connection and lane back."""
         await self.connection.close()
 
-    async def record_received(self, batch_id: UUID, events: Events) -> None:
+    async def record_received(self, batch_id: UUID, events: Events, requests: Sequence[tuple[str, int]] = ()) -> None:
         """One statement, one synchronous commit. Run again under the same id, it changes nothing.
+
+        `requests`: the ids of the requests that brought the events, in this order, and how many each.
 
         Raises DatabaseAway where the outcome is unknown or nothing was done, psycopg.Error where PostgreSQL refused.
         """
@@ -248,6 +253,8 @@ class Writer:
                     "timestamps": database.MomentArray(events.timestamps),
                     "names": database.TextArray(tally),
                     "counts": list(tally.values()),
+                    "request_ids": database.TextArray(request_id for request_id, _ in requests),
+                    "request_sizes": [size for _, size in requests],
                 },
                 prepare=True,
             )

@@ -10,7 +10,7 @@ from chronicle.events import Events
 from command.receive import Receiver
 
 
-async def answer_at_once(self: Receiver, events: Events, size: int) -> None:
+async def answer_at_once(self: Receiver, events: Events, size: int, request_id: str) -> None:
     """Takes events, and forgets them."""
 
 

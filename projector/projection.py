@@ -92,7 +92,10 @@ WITH failed AS (
     FROM (SELECT batch_id, action, sum(event_count) AS event_count FROM counted GROUP BY batch_id, action) c
     JOIN earlier e ON e.batch_id = c.batch_id
     JOIN gathered g ON g.batch_id = c.batch_id AND g.action = c.action
-    RETURNING id, batch_id, action, recorded_at
+    RETURNING id, batch_id, action, attempt, recorded_at
+), unsequenced AS (
+    INSERT INTO unsequenced (fact_id, batch_id, attempt)
+    SELECT id, batch_id, attempt FROM outcome WHERE action = 'PROCESSED'
 ), tally AS (
     SELECT o.id, o.batch_id, o.action, o.recorded_at, c.topic, c.event_count
     FROM counted c
@@ -101,17 +104,19 @@ WITH failed AS (
     INSERT INTO fact_topics (topic, action, recorded_at, fact_id, batch_id, event_count)
     SELECT topic, action, recorded_at, id, batch_id, event_count FROM tally
 )
-INSERT INTO stats (topic, lane, processed, dropped, failed)
+INSERT INTO stats (topic, lane, processed, dropped, failed, conflicts)
 SELECT topic, %(worker_id)s, coalesce(sum(event_count) FILTER (WHERE action = 'PROCESSED'), 0),
        coalesce(sum(event_count) FILTER (WHERE action = 'DROPPED'), 0),
-       coalesce(sum(CASE WHEN action = 'FAILED' THEN event_count WHEN %(attempt)s::int > 0 THEN -event_count END), 0)
+       coalesce(sum(CASE WHEN action = 'FAILED' THEN event_count WHEN %(attempt)s::int > 0 THEN -event_count END), 0),
+       (SELECT count(*) FROM lost WHERE lost.topic = tally.topic AND lost.reason = 'conflict')
 FROM tally
 GROUP BY topic
 ORDER BY topic
 ON CONFLICT (topic, lane) DO UPDATE SET
     processed = stats.processed + excluded.processed,
     dropped = stats.dropped + excluded.dropped,
-    failed = stats.failed + excluded.failed
+    failed = stats.failed + excluded.failed,
+    conflicts = stats.conflicts + excluded.conflicts
 """
 
 READ_PAYLOADS = """

@@ -78,7 +78,7 @@ async def test_a_rebuild_while_workers_project_loses_nothing(database_url: str, 
         rebuild.rebuild(database_url)
     stop.set()
     thread.join()
-    assert [name for _, name, violations in verify.run(database_url) if violations] == []
+    assert [(name, violations) for _, name, violations in verify.run(database_url) if violations] == []
 
 
 async def test_what_an_interrupted_rebuild_left_is_in_nobodys_way(
@@ -110,4 +110,4 @@ async def test_a_reset_empties_everything_and_the_next_event_is_the_first(
         assert database.value(db, f"SELECT count(*) FROM {table}") == 0, table
     project(db, await receive(database_url, [event("k1")]), 0)
     assert database.value(db, "SELECT sum(processed) FROM stats") == 1
-    assert [name for _, name, violations in verify.run(database_url) if violations] == []
+    assert [(name, violations) for _, name, violations in verify.run(database_url) if violations] == []

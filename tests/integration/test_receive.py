@@ -40,7 +40,7 @@ async def test_what_was_answered_is_in_the_ledger_outbox_and_counters(
     database_url: str, db: psycopg.Connection[Any]
 ) -> None:
     async with receiving(database_url) as (receiver, committed):
-        await receiver.receive(columns(event("a"), event("b", topic="u", payload={"n": 1e300})), 100)
+        await receiver.receive(columns(event("a"), event("b", topic="u", payload={"n": 1e300})), 100, "r")
         stored = db.execute("SELECT batch_id, event_id, topic, payload::text FROM received_events").fetchall()
         assert stored == [
             (committed[0], "a", "t", '{"message": "a"}'),
@@ -58,7 +58,7 @@ async def blocked(
     """A request whose transaction waits for a table."""
     with db.transaction():
         db.execute(f"LOCK TABLE {table} IN SHARE MODE")
-        request = asyncio.create_task(receiver.receive(columns(event("a")), 1))
+        request = asyncio.create_task(receiver.receive(columns(event("a")), 1, "r"))
         await asyncio.to_thread(until_blocked, url, "command")
         yield request
     await request
@@ -87,10 +87,10 @@ async def test_the_commit_is_synchronous(database_url: str) -> None:
 
 async def test_requests_that_wait_are_committed_together(database_url: str, db: psycopg.Connection[Any]) -> None:
     async with receiving(database_url) as (receiver, committed):
-        await receiver.receive(columns(event("first")), 1)
+        await receiver.receive(columns(event("first")), 1, "r")
         db.execute("BEGIN")
         db.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
-        waiting = [asyncio.create_task(receiver.receive(columns(event(f"e{n}")), 1)) for n in range(50)]
+        waiting = [asyncio.create_task(receiver.receive(columns(event(f"e{n}")), 1, "r")) for n in range(50)]
         await asyncio.sleep(0)
         db.execute("COMMIT")
         await asyncio.gather(*waiting)
@@ -100,7 +100,7 @@ async def test_requests_that_wait_are_committed_together(database_url: str, db: 
 
 async def test_a_batch_stays_within_the_bound_of_a_request(database_url: str, db: psycopg.Connection[Any]) -> None:
     async with receiving(database_url, chronicle_max_events=3) as (receiver, _):
-        await asyncio.gather(*[receiver.receive(columns(event(f"{n}a"), event(f"{n}b")), 1) for n in range(10)])
+        await asyncio.gather(*[receiver.receive(columns(event(f"{n}a"), event(f"{n}b")), 1, "r") for n in range(10)])
     assert db.execute("SELECT max(event_count), sum(event_count) FROM outbox").fetchone() == (2, 20)
 
 
@@ -116,7 +116,7 @@ async def test_a_commit_that_is_tried_again_changes_nothing(database_url: str, d
 async def test_a_connection_that_is_cut_is_not_an_error(database_url: str, db: psycopg.Connection[Any]) -> None:
     async with receiving(database_url) as (receiver, _):
         for n in range(5):
-            await receiver.receive(columns(event(f"e{n}")), 1)
+            await receiver.receive(columns(event(f"e{n}")), 1, "r")
             db.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND application_name = 'chronicle-command'"
@@ -130,9 +130,9 @@ async def test_a_value_that_postgresql_refuses_refuses_its_own_request_alone(
     bad = Events(["nul\0"], ["t"], ["s"], [b"{}"], [0])
     async with receiving(database_url) as (receiver, _):
         answers = await asyncio.gather(
-            receiver.receive(columns(event("a")), 1),
-            receiver.receive(bad, 1),
-            receiver.receive(columns(event("b")), 1),
+            receiver.receive(columns(event("a")), 1, "r"),
+            receiver.receive(bad, 1, "r"),
+            receiver.receive(columns(event("b")), 1, "r"),
             return_exceptions=True,
         )
     assert [type(answer) for answer in answers] == [type(None), InvalidRequest, type(None)]
@@ -142,15 +142,15 @@ async def test_a_value_that_postgresql_refuses_refuses_its_own_request_alone(
 async def test_too_much_in_flight_is_refused(database_url: str) -> None:
     async with receiving(database_url, chronicle_max_in_flight=10) as (receiver, _):
         receiver.set_in_flight(9)
-        await receiver.receive(columns(event("a")), 1)
+        await receiver.receive(columns(event("a")), 1, "r")
         with pytest.raises(Overloaded, match="in flight"):
-            await receiver.receive(columns(event("b"), event("c")), 1)
+            await receiver.receive(columns(event("b"), event("c")), 1, "r")
 
 
 async def test_without_postgresql_a_request_fails_in_bounded_time() -> None:
     async with receiving("postgresql://nobody@127.0.0.1:1/none") as (receiver, _):
         with pytest.raises(DatabaseAway):
-            await receiver.receive(columns(event("a")), 1)
+            await receiver.receive(columns(event("a")), 1, "r")
 
 
 async def test_command_processes_take_lanes_of_their_own(database_url: str) -> None:

@@ -35,6 +35,7 @@ ALLOWED = {
     ("command", "outbox"): {"INSERT"},
     ("command", "fact_topics"): {"INSERT"},
     ("command", "stats"): {"SELECT", "INSERT", "UPDATE"},
+    ("command", "history"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("command", "alembic_version"): {"SELECT"},
     ("projector", "facts"): {"SELECT", "INSERT"},
     ("projector", "outbox"): {"SELECT", "UPDATE", "DELETE"},
@@ -43,6 +44,10 @@ ALLOWED = {
     ("projector", "failed_events"): {"SELECT", "INSERT"},
     ("projector", "fact_topics"): {"INSERT"},
     ("projector", "stats"): {"SELECT", "INSERT", "UPDATE"},
+    ("projector", "unsequenced"): {"SELECT", "INSERT", "DELETE"},
+    ("projector", "stream"): {"SELECT", "INSERT"},
+    ("projector", "history"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    ("projector", "workers"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("projector", "received_events"): {"SELECT"},
     ("projector", "alembic_version"): {"SELECT"},
 } | {("query", relation): {"SELECT"} for relation in RELATIONS}
@@ -108,7 +113,8 @@ def refusing(postgres_url: str, template: str) -> Iterator[dict[str, str]]:
 
 
 def column(relation: str) -> str:
-    return {"alembic_version": "version_num"}.get(relation, "batch_id" if relation != "stats" else "lane")
+    named = {"alembic_version": "version_num", "stats": "lane", "history": "minute", "workers": "worker_id"}
+    return named.get(relation, "batch_id")
 
 
 @pytest.mark.parametrize(("service", "privilege", "relation"), FORBIDDEN)

@@ -26,9 +26,9 @@ class Mutant:
 BROKER, DATABASE, REBUILD = "chronicle/broker.py", "chronicle/database.py", "chronicle/rebuild.py"
 RECEIVE, PROJECTION, WORKER = "command/receive.py", "projector/projection.py", "projector/worker.py"
 
-COMMIT = "                await current.record_received(batch_id, events)\n"
+COMMIT = "                await current.record_received(batch_id, events, parts)\n"
 END_OF_RECORD_RECEIVED = "                prepare=True,\n            )\n"
-END_OF_PROJECT = "    return claimed\n\n\ndef project_apart"
+END_OF_PROJECT = "    return list(claimed)\n\n\ndef project_apart"
 WITHOUT_COUNTERS = '.rsplit("INSERT INTO stats", 1)[0] + "SELECT FROM tally"'
 
 COUNT_RECEIVED = """\
@@ -48,7 +48,7 @@ COUNT_OUTCOMES = """\
         "FROM fact_topics WHERE batch_id = ANY (%s) GROUP BY topic ORDER BY topic "
         "ON CONFLICT (topic, lane) DO UPDATE SET "
         "processed = stats.processed + excluded.processed, dropped = stats.dropped + excluded.dropped",
-        [worker_id, claimed],
+        [worker_id, list(claimed)],
     )
 """
 
