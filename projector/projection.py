@@ -78,6 +78,8 @@ WITH failed AS (
     FROM unnest(%(batch_ids)s::uuid[], %(won_positions)s::text[]) AS w(batch_id, positions)
 ), counted AS MATERIALIZED (
     SELECT batch_id, action, topic, count(*)::int AS event_count FROM judged GROUP BY batch_id, action, topic
+), conflicted AS (
+    SELECT topic, count(*) AS conflicts FROM lost WHERE reason = 'conflict' GROUP BY topic
 ), earlier AS (
     SELECT batch_id, max(recorded_at) AS recorded_at, max(event_count) AS event_count
     FROM facts WHERE batch_id = ANY (%(batch_ids)s::uuid[]) GROUP BY batch_id
@@ -108,8 +110,8 @@ INSERT INTO stats (topic, lane, processed, dropped, failed, conflicts)
 SELECT topic, %(worker_id)s, coalesce(sum(event_count) FILTER (WHERE action = 'PROCESSED'), 0),
        coalesce(sum(event_count) FILTER (WHERE action = 'DROPPED'), 0),
        coalesce(sum(CASE WHEN action = 'FAILED' THEN event_count WHEN %(attempt)s::int > 0 THEN -event_count END), 0),
-       (SELECT count(*) FROM lost WHERE lost.topic = tally.topic AND lost.reason = 'conflict')
-FROM tally
+       coalesce(max(conflicts), 0)
+FROM tally LEFT JOIN conflicted USING (topic)
 GROUP BY topic
 ORDER BY topic
 ON CONFLICT (topic, lane) DO UPDATE SET
