@@ -38,6 +38,12 @@ def test_the_services_are_those_of_the_deployment() -> None:
     }  # fmt: skip
 
 
+def test_one_service_builds_the_image_of_all_and_nobody_looks_for_it_elsewhere() -> None:
+    assert [name for name, service in SERVICES.items() if "build" in service] == ["migrate"]
+    ours = {name for name, service in SERVICES.items() if service["image"] == "chronicleweaver"}
+    assert {name for name, service in SERVICES.items() if service.get("pull_policy") == "never"} == ours
+
+
 def test_only_the_gateway_is_published_and_by_default_to_this_machine_alone() -> None:
     assert {name for name, service in SERVICES.items() if "ports" in service} == {"gateway"}
     assert SERVICES["gateway"]["ports"] == ["${GATEWAY_ADDRESS:-127.0.0.1:8080}:8080"]
