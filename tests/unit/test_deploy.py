@@ -177,6 +177,17 @@ def test_a_pod_has_no_rights_bounded_resources_and_secrets_by_reference(name: st
     assert {"DATABASE_URL", "REDIS_URL", "CHRONICLE_API_KEYS"} & {e["name"] for e in container["env"]} == secret
 
 
+@pytest.mark.parametrize(
+    "manifest", [m for m in MANIFESTS if m["kind"] == "Deployment"], ids=lambda m: m["metadata"]["name"]
+)
+def test_the_pods_of_a_deployment_are_spread_over_nodes_and_have_time_to_stop(manifest: dict[str, Any]) -> None:
+    pod = manifest["spec"]["template"]["spec"]
+    [spread] = pod["topologySpreadConstraints"]
+    assert spread["labelSelector"] == manifest["spec"]["selector"]
+    asleep = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    assert pod["terminationGracePeriodSeconds"] >= asleep + 15  # as compose.yml gives each of them
+
+
 def test_each_deployment_has_a_disruption_budget_and_each_backend_a_service() -> None:
     of_kind = {kind: [m for m in MANIFESTS if m["kind"] == kind] for kind in {m["kind"] for m in MANIFESTS}}
     labels = [m["spec"]["template"]["metadata"]["labels"] for m in of_kind["Deployment"]]
