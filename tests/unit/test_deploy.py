@@ -38,6 +38,12 @@ def test_the_services_are_those_of_the_deployment() -> None:
     }  # fmt: skip
 
 
+def test_one_service_builds_the_image_of_all_and_nobody_looks_for_it_elsewhere() -> None:
+    assert [name for name, service in SERVICES.items() if "build" in service] == ["migrate"]
+    ours = {name for name, service in SERVICES.items() if service["image"] == "chronicleweaver"}
+    assert {name for name, service in SERVICES.items() if service.get("pull_policy") == "never"} == ours
+
+
 def test_only_the_gateway_is_published_and_by_default_to_this_machine_alone() -> None:
     assert {name for name, service in SERVICES.items() if "ports" in service} == {"gateway"}
     assert SERVICES["gateway"]["ports"] == ["${GATEWAY_ADDRESS:-127.0.0.1:8080}:8080"]
@@ -169,6 +175,17 @@ def test_a_pod_has_no_rights_bounded_resources_and_secrets_by_reference(name: st
     assert "readinessProbe" in container or name == "chronicle-migrate"
     secret = {each["name"] for each in container["env"] if "valueFrom" in each}
     assert {"DATABASE_URL", "REDIS_URL", "CHRONICLE_API_KEYS"} & {e["name"] for e in container["env"]} == secret
+
+
+@pytest.mark.parametrize(
+    "manifest", [m for m in MANIFESTS if m["kind"] == "Deployment"], ids=lambda m: m["metadata"]["name"]
+)
+def test_the_pods_of_a_deployment_are_spread_over_nodes_and_have_time_to_stop(manifest: dict[str, Any]) -> None:
+    pod = manifest["spec"]["template"]["spec"]
+    [spread] = pod["topologySpreadConstraints"]
+    assert spread["labelSelector"] == manifest["spec"]["selector"]
+    asleep = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    assert pod["terminationGracePeriodSeconds"] >= asleep + 15  # as compose.yml gives each of them
 
 
 def test_each_deployment_has_a_disruption_budget_and_each_backend_a_service() -> None:
