@@ -15,8 +15,8 @@ from chronicle import metrics as shared
 from chronicle.errors import ChronicleError
 from query import metrics, models, system
 
-SCRAPE_SECONDS = 3
-"""Prometheus waits for 10 s by default."""
+LOOK_SECONDS = 3
+"""Whoever watches wants to know soon that nothing can be seen; Prometheus waits for 10 s by default."""
 
 Answer = TypeVar("Answer")
 Verbose = Annotated[str | None, Query(description="say how the whole system gets on, whatever the value is")]
@@ -37,7 +37,7 @@ def add_routes(app: FastAPI, snapshot: Snapshot, client: redis.asyncio.Redis | N
     async def get_metrics() -> Response:
         """What Prometheus reads of this service, and of the whole system. Answered also while PostgreSQL is away."""
         try:
-            seen = await snapshot(system.look, SCRAPE_SECONDS)
+            seen = await snapshot(system.look, LOOK_SECONDS)
         except (ChronicleError, psycopg.Error):
             seen = None
         stream = metrics.of_broker(await system.queue(client)) if client else ()
@@ -53,16 +53,16 @@ def add_routes(app: FastAPI, snapshot: Snapshot, client: redis.asyncio.Redis | N
     async def ready(verbose: Verbose = None) -> dict[str, Any]:
         """Ready to answer, or a 503 that says what is missing."""
 
-        async def look(connection: psycopg.AsyncConnection[Any]) -> tuple[Any, Any, system.Look | None]:
+        async def look(connection: psycopg.AsyncConnection[Any]) -> Any:
             version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
-            database.check_schema(version)
-            off = await (await connection.execute(database.DURABILITY)).fetchone()
-            return version, off, None if verbose is None else await system.look(connection)
+            return version, await (await connection.execute(database.DURABILITY)).fetchone()
 
-        version, off, seen = await snapshot(look)
+        version, off = await snapshot(look)
+        database.check_schema(version)
         if not allow_unsafe:
             database.check_durability(off[0])
-        if seen is None:
+        if verbose is None:
             return {"status": "ready"}
+        seen = await snapshot(system.look, LOOK_SECONDS)
         stream = await system.queue(client) if client else None
         return system.report(seen, version[0], off[0], asks_broker=client is not None, stream=stream)
