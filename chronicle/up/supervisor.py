@@ -174,7 +174,8 @@ class Supervisor:
         folder = emptied(self._home / "metrics" / service)
         for number in range(1, self._processes[service] + 1):
             name = service if number == 1 else f"{service}-{number}"
-            counts_in = {METRICS_FOLDER: str(folder), METRICS_PROCESS: name}
+            together = self._processes[service] > 1
+            counts_in = {METRICS_FOLDER: str(folder), METRICS_PROCESS: name} if together else {}
             launch = partial(self._spawn, service, *options, fds=[fd], environment=counts_in)
             self._children[name] = Child(name, launch, ((signal.SIGTERM, until),), url, metrics)
             self._children[name].start()
