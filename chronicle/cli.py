@@ -109,7 +109,9 @@ def query(host: Host = "127.0.0.1", port: Port = 8082) -> None:
 
     logs.configure("query")
     settings = Settings.load()
-    app = create_app(settings, _read_database(settings), publish=True, keyring=keys.load(settings, host))
+    keyring = keys.load(settings, host)
+    broker = settings.redis_url or runfile.read(settings.chronicle_home).get("broker", {}).get("url")
+    app = create_app(settings, _read_database(settings), broker, publish=True, keyring=keyring)
     http.serve(app, ports.listen(host, port))
 
 
@@ -126,18 +128,27 @@ def api(fd: Annotated[int, typer.Option(help="A listening socket.")]) -> None:
     listener = socket.socket(fileno=fd)
     keyring = keys.load(settings, listener.getsockname()[0])
     command = command_app(settings, database_url, redis_url, keyring=keyring)
-    query = query_app(settings, _read_database(settings), publish=True, keyring=keyring)
+    query = query_app(settings, _read_database(settings), redis_url, publish=True, keyring=keyring)
     http.serve(http.front_door(command, query), listener)
 
 
 @app.command()
-def projector() -> None:
+def projector(
+    metrics_host: Annotated[str, typer.Option(help="Address to answer /metrics on: to everybody.")] = "127.0.0.1",
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port to answer /metrics on  [default: none]", min=1, max=65535)
+    ] = None,
+    metrics_fd: Annotated[int | None, typer.Option(help="A listening socket for it.", hidden=True)] = None,
+) -> None:
     """Run projector workers alone: WORKER_COUNT of them; start as many such processes as you like."""
     from projector import run  # noqa: PLC0415
 
     logs.configure("projector")
     settings = Settings.load()
-    run.run(_database(settings), _redis(settings), settings.worker_count)
+    listener = socket.socket(fileno=metrics_fd) if metrics_fd is not None else None
+    if metrics_port is not None:
+        listener = ports.listen(metrics_host, metrics_port)
+    run.run(_database(settings), _redis(settings), settings.worker_count, listener)
 
 
 @app.command()

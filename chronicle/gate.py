@@ -18,6 +18,7 @@ ROUTES: dict[str, str | None] = {
     "/stats": "read",
     "/audit": "read",
     "/audit/summary": "read",
+    "/metrics": "read",
     "/health": None,
     "/ready": None,
     "/": None,
@@ -28,6 +29,9 @@ ROUTES: dict[str, str | None] = {
 }
 """The scope that each route asks for; None: open to everybody. Probes have no keys, a browser sends none when it opens
 /docs, and none of the open ones says anything about events. Every other path is admin's."""
+
+PROBES = ("/ready",)
+"""With a query string these tell of the inside, and ask for the scope read."""
 
 
 class ApiKeys:
@@ -43,7 +47,7 @@ class ApiKeys:
             await self.app(scope, receive, send)
             return
         path = scope["path"].rstrip("/") or "/"
-        needed = ROUTES.get(path, "admin")
+        needed = "read" if path in PROBES and scope["query_string"] else ROUTES.get(path, "admin")
         if needed is None:
             await self.app(scope, receive, send)
             return

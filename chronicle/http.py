@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chronicle import logs
+from chronicle import logs, metrics
 from chronicle.connections import Connection
 from chronicle.errors import ChronicleError, InvalidRequest, Problem
 
@@ -99,6 +99,7 @@ def application(title: str, **options: Any) -> Application:
     app = Application(title=title, version="1", redirect_slashes=False, **options)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(metrics.Requests, routes=app.router.routes)
     app.add_middleware(RequestIds)
     return app
 

@@ -7,6 +7,7 @@ batch, events by topic and event_id), so that workers wait for each other and ne
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import psycopg
 
 from chronicle.ledger import RECORD_QUEUED
 from chronicle.tables import RECORD_POSITIONS
+from projector import metrics
 
 CLAIM = """
 WITH held AS (
@@ -143,12 +145,15 @@ def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], work
     Waits for another worker that holds one of them. Gives the batches that this call projected; the others were
     projected before, or are no longer there. Raises psycopg.Error, and then nothing has changed.
     """
+    began = time.monotonic()
+    won: list[tuple[UUID, list[int]]] = []
     with connection.transaction():
         claimed = _claim(connection, batch_ids, worker_id)
         if claimed:
             everything = {"batch_ids": list(claimed), "first": 1, "last": RECORD_POSITIONS}
             won = connection.execute(INSERT_FIRST_SIGHTINGS, everything, prepare=True).fetchall()
             record_outcome(connection, claimed, worker_id, won, {})
+    metrics.projected(claimed, (these for _, these in won), 0, time.monotonic() - began)
     return list(claimed)
 
 
@@ -157,20 +162,25 @@ def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id
 
     Gives the errors by position. Raises psycopg.Error, and then nothing has changed.
     """
+    began = time.monotonic()
+    won: list[tuple[UUID, list[int]]] = []
     errors: dict[int, str] = {}
     with connection.transaction():
         if claimed := _claim(connection, [batch_id], worker_id):
             won = insert_apart(connection, batch_id, 1, claimed[batch_id], errors)
             record_outcome(connection, claimed, worker_id, won, errors)
+    metrics.projected(claimed, (these for _, these in won), len(errors), time.monotonic() - began)
     return errors
 
 
 def abandon(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int, error: str) -> None:
     """Gives a batch up without trying it: all of its events become FAILED with this error. Raises psycopg.Error."""
+    began = time.monotonic()
     with connection.transaction():
         if claimed := _claim(connection, [batch_id], worker_id):
             errors = dict.fromkeys(range(1, claimed[batch_id] + 1), error)
             record_outcome(connection, claimed, worker_id, [], errors)
+    metrics.projected(claimed, [], sum(claimed.values()), time.monotonic() - began)
 
 
 def insert_apart(
