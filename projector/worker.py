@@ -44,10 +44,16 @@ class Worker:
     """One worker: a connection to PostgreSQL (which holds its worker_id), one to Redis, and a loop."""
 
     def __init__(
-        self, database_url: str, redis_url: str, stop: threading.Event, turn: threading.Lock | None = None
+        self,
+        database_url: str,
+        redis_url: str,
+        stop: threading.Event,
+        turn: threading.Lock | None = None,
+        projected: threading.Event | None = None,
     ) -> None:
-        """`turn` is shared by the workers of a process."""
+        """`turn` is shared by the workers of a process; `projected` is set after each commit, for the sequencer."""
         self._turn = turn or threading.Lock()
+        self._projected = projected or threading.Event()
         self._database_url = database_url
         self._redis = broker.connect(redis_url)
         self._stop = stop
@@ -231,6 +237,7 @@ class Worker:
                 log.error("events failed", batch_id=str(batch_id), worker_id=self.worker_id, events=len(errors))
             else:
                 project(connection, [batch[0] for batch in group], self.worker_id)
+            self._projected.set()
         except psycopg.OperationalError as error:
             self._not_their_fault(connection, group)
             raise DatabaseAway(str(error).strip()) from error
