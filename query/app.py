@@ -19,7 +19,7 @@ from chronicle.errors import DatabaseAway
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
-from query import audit, cursor, events, models, stats, stream
+from query import audit, cursor, events, feed, models, stats
 from query.parameters import WHOLE, After, Cursor, EventId, From, LastEventId, Name, Readable, To, Topics
 
 POOL_SIZE = 10
@@ -98,7 +98,7 @@ def create_app(settings: Settings, database_url: str, *, publish: bool = False, 
         place = cursor.decode(after, events.Place)
         return _json(await snapshot(lambda connection: events.page(connection, filters, limit, place)))
 
-    feed = stream.Feed(snapshot)
+    subscribers = feed.Feed(snapshot)
 
     @app.get(
         "/events/stream",
@@ -110,11 +110,11 @@ def create_app(settings: Settings, database_url: str, *, publish: bool = False, 
         request: Request,
         *,
         topic: Topics = (),
-        after: After = stream.NOW,
+        after: After = feed.NOW,
         last_event_id: LastEventId = None,
     ) -> Response:
         """Processed events as server-sent events, for as long as you listen; `Last-Event-ID` wins over `after`."""
-        return await feed.answer(request, topic, last_event_id or after)
+        return await subscribers.answer(request, topic, last_event_id or after)
 
     @app.get("/stats", tags=["query"], response_model=models.Stats, responses=openapi.UNAVAILABLE)
     async def get_stats() -> dict[str, Any]:
