@@ -1,8 +1,8 @@
 """Pages of the stream: processed events as server-sent events, in the order in which they got their places.
 
 A position is one integer: the place of the fact in the stream, times RECORD_POSITIONS, plus the event's position in
-its batch. It only grows, and stays exact in JavaScript up to 2^37 facts. Progress without an event is the last
-position that a fact could have.
+its batch. It only grows, and stays exact in JavaScript up to 2^37 facts. Position 0 of a fact, which no event has,
+says that all before the fact is done with.
 """
 
 from __future__ import annotations
@@ -111,15 +111,11 @@ async def read(connection: psycopg.AsyncConnection[Any], topics: Topics, after: 
     messages = b"".join([_message(row) for row in shown])
     pieces = [messages[start : start + PIECE_BYTES] for start in range(0, len(messages), PIECE_BYTES)]
     whole = len(shown) == len(found)
-    return Page(max(after, _end(last)) if whole else _at(*shown[-1][1:3]), pieces)
+    return Page(_at(last + 1, 0) if whole else _at(*shown[-1][1:3]), pieces)
 
 
 def _at(sequence: int, position: int) -> int:
     return sequence * RECORD_POSITIONS + position
-
-
-def _end(sequence: int) -> int:
-    return _at(sequence + 1, -1)
 
 
 def _message(row: Sequence[Any]) -> bytes:
@@ -134,6 +130,6 @@ LAST = "SELECT max(sequence) FROM stream"
 
 
 async def end(connection: psycopg.AsyncConnection[Any]) -> int:
-    """The position after which nothing is there yet; 0 for an empty stream."""
+    """The position after all that is there."""
     [sequence] = await (await connection.execute(LAST)).fetchone() or [None]
-    return _end(sequence) if sequence else 0
+    return _at(sequence + 1, 0) if sequence else 0
