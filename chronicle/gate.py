@@ -15,6 +15,7 @@ from chronicle.keys import Key, Keyring, digest
 ROUTES: dict[str, str | None] = {
     "/publish": "publish",
     "/events": "read",
+    "/events/stream": "read",
     "/stats": "read",
     "/audit": "read",
     "/audit/summary": "read",

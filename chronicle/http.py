@@ -31,6 +31,9 @@ from chronicle.errors import ChronicleError, InvalidRequest, Problem
 RETRY_AFTER_SECONDS = 1
 MOST_PROBLEMS = 10
 STOP_SECONDS = 8
+HEAD = "chronicle.head"
+"""In the scope of a GET request that was sent as HEAD: for routes whose answer has no end."""
+
 ACCEPTS = 128
 """New clients taken at once; more would make those wait that are here."""
 
@@ -175,7 +178,7 @@ class RequestIds:
             await send(message)
 
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", HEAD: True}
         # Never unbound: each request has a task, and so a context, of its own.
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())
         try:
@@ -238,13 +241,15 @@ class Server(uvicorn.Server):
         self._arriving: set[asyncio.Task[Any]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Begins to listen."""
+        """Begins to listen. Answers without end watch `stopping` of their request's state."""
         await super().startup(sockets=[])
+        self._stopping = self.lifespan.state["stopping"] = asyncio.Event()
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Takes no more clients, and ends."""
+        self._stopping.set()
         asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
         await super().shutdown(sockets=[])

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 import psycopg
-from fastapi import FastAPI, Query
-from fastapi.responses import Response
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import Response, StreamingResponse
 from psycopg_pool import AsyncConnectionPool
 from starlette.middleware import Middleware
 
@@ -19,8 +19,8 @@ from chronicle.errors import DatabaseAway
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
-from query import audit, cursor, events, metrics, models, stats, watch
-from query.parameters import WHOLE, Cursor, EventId, From, Name, Readable, To
+from query import audit, cursor, events, feed, metrics, models, stats, watch
+from query.parameters import WHOLE, After, Cursor, EventId, From, LastEventId, Name, Readable, To, Topics
 
 POOL_SIZE = 10
 ANSWER_SECONDS = 10
@@ -99,6 +99,24 @@ def create_app(
         filters = {"topic": topic, "source": source, "event_id": event_id, "from": since, "to": to}
         place = cursor.decode(after, events.Place)
         return _json(await snapshot(lambda connection: events.page(connection, filters, limit, place)))
+
+    subscribers = feed.Feed(snapshot)
+
+    @app.get(
+        "/events/stream",
+        tags=["query"],
+        response_class=StreamingResponse,
+        responses=openapi.EVENT_STREAM | openapi.INVALID | openapi.UNAVAILABLE,
+    )
+    async def get_stream(
+        request: Request,
+        *,
+        topic: Topics = (),
+        after: After = feed.NOW,
+        last_event_id: LastEventId = None,
+    ) -> Response:
+        """Processed events as server-sent events, for as long as you listen; `Last-Event-ID` wins over `after`."""
+        return await subscribers.answer(request, topic, last_event_id or after)
 
     @app.get("/stats", tags=["query"], response_model=models.Stats, responses=openapi.UNAVAILABLE)
     async def get_stats() -> dict[str, Any]:
