@@ -37,6 +37,7 @@ from prometheus_client.values import MultiProcessValue
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chronicle import logs
 from chronicle.settings import METRICS_FOLDER, METRICS_PROCESS
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -44,6 +45,8 @@ COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 """The buckets of all histograms."""
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+log = logs.get(__name__)
 
 disable_created_metrics()  # a series of its own for each series, which nobody asks for
 if METRICS_FOLDER in os.environ and METRICS_PROCESS in os.environ:
@@ -96,6 +99,14 @@ def answer(*more: Collector) -> Response:
     return Response(generate_latest(registry(*more)), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
+class Server(ThreadingHTTPServer):
+    """The standard library's, whose complaints go where all our logs go."""
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """A client left before it had its answer, most likely."""
+        log.info("a scrape was not answered", exc_info=True)
+
+
 def serve(listener: socket.socket, service: str) -> None:
     """Answers every request at this socket with the metrics, in threads of its own, as long as the process lives."""
 
@@ -103,7 +114,7 @@ def serve(listener: socket.socket, service: str) -> None:
         timeout = 5  # for a client that says nothing
 
     Handler.registry = registry(build(service))
-    server = ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
+    server = Server(("", 0), Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = listener
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()

@@ -34,10 +34,11 @@ async def test_a_look_sees_counters_backlog_and_heartbeats(database_url: str, db
     project(db, [first], 0)
     project_apart(db, poisoned, 0)
     db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute'")
+    await receive(database_url, [event("c")])
     db.execute("INSERT INTO workers VALUES (3, 'host:1', now(), clock_timestamp() - interval '7 s', 'idle', now())")
     seen = await look(database_url)
-    assert (seen.received, seen.processed, seen.duplicates, seen.conflicts, seen.failed) == (6, 1, 1, 1, 1)
-    assert (seen.in_flight, seen.batches) == (2, 1)
+    assert (seen.received, seen.processed, seen.duplicates, seen.conflicts, seen.failed) == (7, 1, 1, 1, 1)
+    assert (seen.in_flight, seen.batches) == (3, 2)
     assert 60 <= seen.oldest < 90
     [worker] = seen.workers
     assert (worker["worker_id"], worker["process"], worker["state"]) == (3, "host:1", "idle")
