@@ -46,9 +46,9 @@ async def test_a_commit_whose_answer_is_lost_is_recorded_once(
     proxy, url = way_to(database_url)
     receiver = Receiver(url, Settings(), lambda _: None)
     task = asyncio.create_task(receiver.run())
-    await receiver.receive(columns(event("a")), 1)
+    await receiver.receive(columns(event("a")), 1, "request")
     proxy.rule = cut_answers(committed, times=3)
-    await receiver.receive(columns(event("b")), 1)
+    await receiver.receive(columns(event("b")), 1, "request")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert proxy.resets == 3
