@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +10,12 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.abc import Buffer
-from psycopg.adapt import Dumper
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import Format
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from chronicle import pooler, roles
+from chronicle import arrays, pooler, roles
 from chronicle.errors import DatabaseAway, NotAllowed, NotDurable, SchemaBehind, SettingsError
-
-type_oids = psycopg.postgres.types
 
 STATEMENT_SECONDS = 20
 LOCK_SECONDS = 10
@@ -92,7 +86,7 @@ def connect(url: str, service: str, **session: str) -> psycopg.Connection[TupleR
         except BaseException:
             connection.close()
             raise
-    _adapt(connection)
+    arrays.register(connection)
     return connection
 
 
@@ -105,7 +99,7 @@ async def connect_async(url: str, service: str) -> psycopg.AsyncConnection[Tuple
         except BaseException:
             await connection.close()
             raise
-    _adapt(connection)
+    arrays.register(connection)
     return connection
 
 
@@ -247,63 +241,3 @@ def check_durability(off: Sequence[str]) -> None:
             f"PostgreSQL may lose what it has committed, for it has {' = off, '.join(off)} = off: turn that on, "
             "or set CHRONICLE_ALLOW_UNSAFE_DATABASE=true where the loss does not matter"
         )
-
-
-class TextArray(list[str]):
-    """A list that goes to PostgreSQL as text[], in binary."""
-
-
-class JsonArray(list[bytes]):
-    """JSON documents as UTF-8 that go to PostgreSQL as json[], in binary."""
-
-
-class MomentArray(list[int]):
-    """Microseconds since 2000-01-01 UTC that go to PostgreSQL as timestamptz[], in binary."""
-
-
-def _array(element: int, count: int, body: bytes) -> bytes:
-    """An array in PostgreSQL's binary format (src/backend/utils/adt/arrayfuncs.c, array_recv)."""
-    return struct.pack(">iiIii", 1, 0, element, count, 1) + body if count else struct.pack(">iiI", 0, 0, element)
-
-
-_length = struct.Struct(">I").pack
-
-
-def _prefixed(items: Sequence[bytes]) -> bytes:
-    parts = [b""] * (2 * len(items))
-    parts[0::2] = map(_length, map(len, items))
-    parts[1::2] = items
-    return b"".join(parts)
-
-
-class _TextArrayDumper(Dumper):
-    format = Format.BINARY
-    oid = type_oids["text"].array_oid
-
-    def dump(self, obj: TextArray) -> Buffer:
-        return _array(type_oids["text"].oid, len(obj), _prefixed([text.encode() for text in obj]))
-
-
-class _JsonArrayDumper(Dumper):
-    format = Format.BINARY
-    oid = type_oids["json"].array_oid
-
-    def dump(self, obj: JsonArray) -> Buffer:
-        return _array(type_oids["json"].oid, len(obj), _prefixed(obj))
-
-
-class _MomentArrayDumper(Dumper):
-    format = Format.BINARY
-    oid = type_oids["timestamptz"].array_oid
-
-    def dump(self, obj: MomentArray) -> Buffer:
-        parts = [8] * (2 * len(obj))
-        parts[1::2] = obj
-        body = struct.pack(">" + "iq" * len(obj), *parts)
-        return _array(type_oids["timestamptz"].oid, len(obj), body)
-
-
-def _adapt(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    connection.adapters.register_dumper(TextArray, _TextArrayDumper)
-    connection.adapters.register_dumper(JsonArray, _JsonArrayDumper)
-    connection.adapters.register_dumper(MomentArray, _MomentArrayDumper)

@@ -12,6 +12,7 @@ import time
 from uuid import UUID
 
 from chronicle import broker, logs
+from chronicle.arrays import UuidArray
 from chronicle.database import ours
 from chronicle.errors import BrokerAway, ChronicleError
 from chronicle.ledger import RECORD_QUEUED
@@ -23,7 +24,7 @@ PAUSE_SECONDS = 1.0
 
 MOST_TICKETS = 500
 
-ROUND_SECONDS = 0.005
+ROUND_SECONDS = 0.01
 """A round takes at least so long: under load many small batches are then dispatched together, for little more."""
 
 log = logs.get(__name__)
@@ -98,7 +99,7 @@ class Dispatcher:
         try:
             with ours():
                 await writer.connection.execute(
-                    RECORD_QUEUED, {"batch_ids": sorted(batch_ids), "lane": writer.lane}, prepare=True
+                    RECORD_QUEUED, {"batch_ids": UuidArray(sorted(batch_ids)), "lane": writer.lane}, prepare=True
                 )
         except ChronicleError:
             self._writer = None

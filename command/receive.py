@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import TupleRow
 
-from chronicle import database, logs
+from chronicle import arrays, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway, InvalidRequest, Overloaded, SchemaBehind
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
@@ -259,15 +259,15 @@ class Writer:
                     "batch_id": batch_id,
                     "lane": self.lane,
                     "event_count": len(events),
-                    "event_ids": database.TextArray(events.event_ids),
-                    "topics": database.TextArray(events.topics),
-                    "sources": database.TextArray(events.sources),
-                    "payloads": database.JsonArray(events.payloads),
-                    "timestamps": database.MomentArray(events.timestamps),
-                    "names": database.TextArray(tally),
-                    "counts": list(tally.values()),
-                    "request_ids": database.TextArray(request_id for request_id, _ in requests),
-                    "request_sizes": [size for _, size in requests],
+                    "event_ids": arrays.TextArray(events.event_ids),
+                    "topics": arrays.TextArray(events.topics),
+                    "sources": arrays.TextArray(events.sources),
+                    "payloads": arrays.JsonArray(events.payloads),
+                    "timestamps": arrays.MomentArray(events.timestamps),
+                    "names": arrays.TextArray(tally),
+                    "counts": arrays.IntArray(tally.values()),
+                    "request_ids": arrays.TextArray(request_id for request_id, _ in requests),
+                    "request_sizes": arrays.IntArray(size for _, size in requests),
                 },
                 prepare=True,
             )

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import psycopg
 
+from chronicle.arrays import BytesArray, IntArray, TextArray, UuidArray
 from chronicle.ledger import RECORD_QUEUED
 from chronicle.tables import RECORD_POSITIONS
 from projector import metrics
@@ -150,7 +151,7 @@ def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], work
     with connection.transaction():
         claimed = _claim(connection, batch_ids, worker_id)
         if claimed:
-            everything = {"batch_ids": list(claimed), "first": 1, "last": RECORD_POSITIONS}
+            everything = {"batch_ids": UuidArray(claimed), "first": 1, "last": RECORD_POSITIONS}
             won = connection.execute(INSERT_FIRST_SIGHTINGS, everything, prepare=True).fetchall()
             record_outcome(connection, claimed, worker_id, won, {})
     metrics.projected(claimed, (these for *_, these in won), 0, time.monotonic() - began)
@@ -191,7 +192,7 @@ def insert_apart(
     Where PostgreSQL refuses them, it tries each half, down to the positions to blame, whose errors it adds to `errors`.
     Gives what INSERT_FIRST_SIGHTINGS does. Raises psycopg.OperationalError, which is not the fault of an event.
     """
-    span = {"batch_ids": [batch_id], "first": first, "last": last}
+    span = {"batch_ids": UuidArray([batch_id]), "first": first, "last": last}
     try:
         with connection.transaction():  # a savepoint
             connection.execute(READ_PAYLOADS, span)
@@ -211,10 +212,10 @@ def insert_apart(
 
 def _claim(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], worker_id: int) -> dict[UUID, int]:
     """Takes the batches out of the outbox, and sees to it that they have their QUEUED fact. Gives their sizes."""
-    rows = connection.execute(CLAIM, {"batch_ids": list(batch_ids)}, prepare=True).fetchall()
+    rows = connection.execute(CLAIM, {"batch_ids": UuidArray(batch_ids)}, prepare=True).fetchall()
     claimed = dict(sorted(rows))
     if claimed:
-        connection.execute(RECORD_QUEUED, {"batch_ids": list(claimed), "lane": worker_id}, prepare=True)
+        connection.execute(RECORD_QUEUED, {"batch_ids": UuidArray(claimed), "lane": worker_id}, prepare=True)
     return claimed
 
 
@@ -240,16 +241,16 @@ def record_outcome(
         winners[batch_id] += these
         counts[batch_id, topic] += len(these)
     parameters = {
-        "batch_ids": list(batches),
+        "batch_ids": UuidArray(batches),
         "worker_id": worker_id,
-        "won": [_flags(batches[batch_id], these) for batch_id, these in winners.items()],
-        "won_positions": [f"{{{','.join(map(str, sorted(these)))}}}" for these in winners.values()],
-        "won_batch_ids": [batch_id for batch_id, _ in counts],
-        "won_topics": [topic for _, topic in counts],
-        "won_counts": list(counts.values()),
-        "failed_positions": list(errors),
-        "errors": list(errors.values()),
-        "positions": positions,
+        "won": BytesArray(_flags(batches[batch_id], these) for batch_id, these in winners.items()),
+        "won_positions": TextArray(f"{{{','.join(map(str, sorted(these)))}}}" for these in winners.values()),
+        "won_batch_ids": UuidArray(batch_id for batch_id, _ in counts),
+        "won_topics": TextArray(topic for _, topic in counts),
+        "won_counts": IntArray(counts.values()),
+        "failed_positions": IntArray(errors),
+        "errors": TextArray(errors.values()),
+        "positions": None if positions is None else IntArray(positions),
         "attempt": attempt,
     }
     connection.execute(RECORD_OUTCOME, parameters, prepare=True)

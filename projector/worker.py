@@ -14,16 +14,17 @@ import psycopg
 import redis
 
 from chronicle import broker, database, logs
+from chronicle.arrays import UuidArray
 from chronicle.errors import ChronicleError, DatabaseAway
 from projector import heartbeat, metrics
 from projector.heartbeat import Heartbeat
 from projector.projection import abandon, project, project_apart
 
 MOST_TICKETS = 32
-MOST_EVENTS = 5_000
+MOST_EVENTS = 10_000
 """Events a transaction; one batch alone may have more."""
 
-ROUND_SECONDS = 0.02
+ROUND_SECONDS = 0.03
 """In quiet times a round takes at least so long: many small batches are then projected together, for little more."""
 
 OVERDUE_SECONDS = 1.0
@@ -151,7 +152,8 @@ class Worker:
         batches: dict[UUID, Batch] = {}
         with database.ours():
             if batch_ids:
-                batches = _batches(connection.execute(SIZES, {"batch_ids": batch_ids}, prepare=True))
+                waiting = connection.execute(SIZES, {"batch_ids": UuidArray(batch_ids)}, prepare=True)
+                batches = _batches(waiting)
             if returned:
                 # Counted, and committed, before the try: also a try that ends this process counts.
                 batches |= _batches(connection.execute(COUNT_ATTEMPT, {"batch_ids": returned}, prepare=True))

@@ -53,7 +53,7 @@ def make(
 def settings(data: Path) -> dict[str, str]:
     """Server settings for this machine: a share of its memory and of the disk's free space; durability is on."""
     return {
-        "shared_buffers": f"{min(GIB, _memory() // 8) // 2**20}MB",
+        "shared_buffers": f"{min(4 * GIB, _memory() // 4) // 2**20}MB",
         "max_wal_size": f"{min(4 * GIB, max(GIB // 4, shutil.disk_usage(data).free // 10)) // 2**20}MB",
         "checkpoint_timeout": "15min",
         "max_connections": "200",
