@@ -73,8 +73,8 @@ def test_many_topics_may_be_wanted_also_the_empty_one_and_odd_ones(api: Api) -> 
 def test_an_event_comes_as_events_gives_it_and_on_one_line(api: Api) -> None:
     topic = fresh()
     body = (
-        f'{{"events": [{{"event_id": "a", "topic": "{topic}", "source": "ö\\u2028", "timestamp": "2025-01-01T00:00:00Z",'
-        '"payload": {\r\n\t"n": 1e300, "x": 0.10, "message": "a\\nb",\r "big": 12345678901234567890}}]}'
+        f'{{"events": [{{"event_id": "a", "topic": "{topic}", "source": "ö\\u2028", "timestamp": "2025-01-01T00:00:00Z"'
+        ',"payload": {\r\n\t"n": 1e300, "x": 0.10, "message": "a\\nb",\r "big": 12345678901234567890}}]}'
     ).encode()
     assert api.post_body(body).status_code == 200
     api.settled(topic, 1)
