@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     chronicle_home: Path = Field(
         default=Path(".chronicle"), description="data and logs of the embedded servers, run.json"
     )
-    aggregator_url: str = Field(default="http://localhost:8080", description="publisher: where to send")
+    aggregator_url: str = Field(default="http://localhost:8080", description="publisher, tail: where the service is")
     event_count: int = Field(default=20_000, ge=0, description="publisher: events to generate")
     duplicate_ratio: float = Field(default=0.3, ge=0, lt=1, description="publisher: share of duplicates among them")
     batch_size: int = Field(default=1000, ge=1, description="publisher: events a request")
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         default=None, description="keys that clients need, `name:scope+scope:secret`, or `none`"
     )
     chronicle_api_keys_file: str | None = Field(default=None, description="a file of more of them, one a line")
-    chronicle_api_key: SecretStr | None = Field(default=None, description="publisher, status: the key to send")
+    chronicle_api_key: SecretStr | None = Field(default=None, description="publisher, tail, status: the key to send")
 
     @classmethod
     def load(cls) -> Self:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from contextlib import aclosing, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from fastapi.sse import EventSourceResponse, format_sse_event
@@ -36,6 +36,7 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 log = logs.get(__name__)
 
+Answer = TypeVar("Answer")
 Work = Callable[[psycopg.AsyncConnection[Any]], Awaitable[Any]]
 
 
@@ -46,7 +47,7 @@ class Feed:
         """`snapshot` runs one statement on a session of the pool, in bounded time."""
         self._snapshot = snapshot
         self._turn = asyncio.Semaphore(MOST_READS)
-        self._pages: dict[tuple[Topics, int], asyncio.Task[Page]] = {}
+        self._asking: dict[Hashable, asyncio.Task[Any]] = {}
         self._end = 0
         self._news = asyncio.Event()
         self._stopping = self._waits = False
@@ -105,25 +106,35 @@ class Feed:
                 told = time.monotonic()
 
     async def _page(self, topics: Topics, after: int) -> Page:
-        """Read once for all who ask for the same meanwhile; without progress where PostgreSQL is away."""
-        key = topics, after
-        if key not in self._pages:
-            self._pages[key] = asyncio.create_task(self._read(topics, after))
-            self._pages[key].add_done_callback(lambda _: self._pages.pop(key))
-        return await asyncio.shield(self._pages[key])
+        """The page that follows a position; without progress where PostgreSQL is away."""
 
-    async def _read(self, topics: Topics, after: int) -> Page:
-        async with self._turn:
-            try:
-                page: Page = await self._ask(lambda connection: stream.read(connection, topics, after))
-            except ChronicleError:
-                return Page(after, [])
-            return page
+        async def read() -> Page:
+            async with self._turn:
+                page: Page = await self._snapshot(lambda connection: stream.read(connection, topics, after))
+                return page
 
-    async def _ask(self, work: Work) -> Any:
-        """What the work gives. Logs when PostgreSQL begins to be away. Raises DatabaseAway."""
         try:
-            answer = await self._snapshot(work)
+            return await self._once((topics, after), read)
+        except ChronicleError:
+            return Page(after, [])
+
+    async def _once(self, what: Hashable, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Asks once for all who want to know the same meanwhile. Raises DatabaseAway."""
+        if what not in self._asking:
+            self._asking[what] = asyncio.create_task(self._say(ask))
+            self._asking[what].add_done_callback(lambda task: self._forget(what, task))
+        answer: Answer = await asyncio.shield(self._asking[what])
+        return answer
+
+    def _forget(self, what: Hashable, task: asyncio.Task[Any]) -> None:
+        del self._asking[what]
+        if not task.cancelled():
+            task.exception()  # of which those who still wait hear by themselves
+
+    async def _say(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Logs when PostgreSQL begins to be away."""
+        try:
+            answer = await ask()
         except ChronicleError as error:
             if not self._waits:
                 log.warning("subscribers wait", error=str(error))
@@ -140,7 +151,7 @@ class Feed:
 
     async def _look(self) -> int:
         """The position at which the stream ends; wakes the subscribers where that is news. Raises DatabaseAway."""
-        end: int = await self._ask(stream.end)
+        end: int = await self._once(NOW, lambda: self._snapshot(stream.end))
         if end != self._end:
             self._end = end
             self._tell()

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from chronicle.settings import Settings
+from query.feed import HEARTBEAT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "compose.yml").read_text())
@@ -224,3 +225,11 @@ def test_the_gateways_limits_are_the_services_own() -> None:
     most = Settings.model_fields["chronicle_max_body_bytes"].default
     assert f"client_max_body_size {most // 2**20}m;" in gateway
     assert f"at most {most} bytes a request" in gateway
+
+
+def test_the_gateway_passes_the_stream_on_as_it_comes() -> None:
+    gateway = (ROOT / "deploy" / "nginx.conf").read_text()
+    assert re.search(r"location = /events/stream \{[^}]*proxy_buffering off;", gateway)
+    silence = re.search(r"proxy_read_timeout (\d+)s;", gateway)
+    assert silence
+    assert int(silence[1]) > 2 * HEARTBEAT_SECONDS

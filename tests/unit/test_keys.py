@@ -28,6 +28,7 @@ APPS = {"command": COMMAND, "query": QUERY, "front door": http.front_door(COMMAN
 NEEDED = {
     ("command", "/publish"): "publish",
     ("query", "/events"): "read",
+    ("query", "/events/stream"): "read",
     ("query", "/stats"): "read",
     ("query", "/audit"): "read",
     ("query", "/audit/summary"): "read",
