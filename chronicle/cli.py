@@ -109,7 +109,8 @@ def query(host: Host = "127.0.0.1", port: Port = 8082) -> None:
 
     logs.configure("query")
     settings = Settings.load()
-    app = create_app(settings, _read_database(settings), publish=True, keyring=keys.load(settings, host))
+    database_url, redis_url = _read_database(settings), _known("broker", settings.redis_url, settings)
+    app = create_app(settings, database_url, redis_url, publish=True, keyring=keys.load(settings, host))
     http.serve(app, ports.listen(host, port))
 
 
@@ -126,7 +127,7 @@ def api(fd: Annotated[int, typer.Option(help="A listening socket.")]) -> None:
     listener = socket.socket(fileno=fd)
     keyring = keys.load(settings, listener.getsockname()[0])
     command = command_app(settings, database_url, redis_url, keyring=keyring)
-    query = query_app(settings, _read_database(settings), publish=True, keyring=keyring)
+    query = query_app(settings, _read_database(settings), redis_url, publish=True, keyring=keyring)
     http.serve(http.front_door(command, query), listener)
 
 
@@ -263,8 +264,13 @@ def _redis(settings: Settings) -> str:
 
 def _url(variable: str, given: str | None, part: str, settings: Settings) -> str:
     """The variable's value, or what the `chronicle up` of this home runs."""
-    home = settings.chronicle_home
-    found = given or runfile.read(home).get(part, {}).get("url")
+    found = _known(part, given, settings)
     if not found:
+        home = settings.chronicle_home
         raise SettingsError(f"{variable} is not set, and no `chronicle up` runs on CHRONICLE_HOME={home}")
     return found
+
+
+def _known(part: str, given: str | None, settings: Settings) -> str | None:
+    """The same, or None."""
+    return given or runfile.read(settings.chronicle_home).get(part, {}).get("url")

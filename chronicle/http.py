@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chronicle import logs
+from chronicle import assets, logs
 from chronicle.connections import Connection
 from chronicle.errors import ChronicleError, InvalidRequest, Problem
 
@@ -96,10 +96,11 @@ HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = 
 
 def application(title: str, **options: Any) -> Application:
     """A FastAPI application whose errors all have our shape and whose answers all carry a request id."""
-    app = Application(title=title, version="1", redirect_slashes=False, **options)
+    app = Application(title=title, version="1", redirect_slashes=False, docs_url=None, redoc_url=None, **options)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(RequestIds)
+    assets.document(app)
     return app
 
 
@@ -235,10 +236,12 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._listener = listener
         self._arriving: set[asyncio.Task[Any]] = set()
+        self._stopping = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Begins to listen."""
         await super().startup(sockets=[])
+        self.lifespan.state["stopping"] = self._stopping
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
@@ -246,6 +249,7 @@ class Server(uvicorn.Server):
         """Takes no more clients, and ends."""
         asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
+        self._stopping.set()  # for answers without an end, which find it in scope["state"]
         await super().shutdown(sockets=[])
 
     def _accept(self) -> None:

@@ -14,13 +14,13 @@ from fastapi.responses import Response
 from psycopg_pool import AsyncConnectionPool
 from starlette.middleware import Middleware
 
-from chronicle import database, http, openapi
+from chronicle import broker, database, http, openapi
 from chronicle.errors import DatabaseAway
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
-from query import audit, cursor, events, models, stats
-from query.parameters import WHOLE, Cursor, EventId, From, Name, Readable, To
+from query import audit, cursor, events, models, page, stats, trail
+from query.parameters import WHOLE, Cursor, EventId, From, Name, NamedEvent, NamedTopic, Readable, To
 
 POOL_SIZE = 10
 ANSWER_SECONDS = 10
@@ -28,12 +28,20 @@ ANSWER_SECONDS = 10
 Answer = TypeVar("Answer")
 
 
-def create_app(settings: Settings, database_url: str, *, publish: bool = False, keyring: Keyring = ()) -> FastAPI:
-    """The service over a database; nothing is opened before it runs.
+def create_app(
+    settings: Settings,
+    database_url: str,
+    redis_url: str | None = None,
+    *,
+    publish: bool = False,
+    keyring: Keyring = (),
+) -> FastAPI:
+    """The service over a database; nothing is opened before it runs. Redis is only looked at, for the page.
 
     `publish` says that POST /publish is answered at the same address, so that the OpenAPI document covers it.
     """
     pool = database.read_pool(database_url, "query", POOL_SIZE)
+    queue = broker.connect_async(redis_url) if redis_url else None
     started = time.monotonic()
 
     @asynccontextmanager
@@ -41,6 +49,8 @@ def create_app(settings: Settings, database_url: str, *, publish: bool = False, 
         await pool.open()
         yield
         await pool.close(timeout=2)
+        if queue:
+            await queue.aclose()
 
     async def snapshot(work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Answer]]) -> Answer:
         """Runs the work, which is one statement and so one snapshot, on a session of the pool, in bounded time."""
@@ -56,10 +66,7 @@ def create_app(settings: Settings, database_url: str, *, publish: bool = False, 
     closed = [Middleware(ApiKeys, keyring)]
     app = http.application("ChronicleWeaver", lifespan=running, middleware=closed, dependencies=[Readable])
 
-    @app.get("/", tags=["health"])
-    async def root() -> dict[str, str]:
-        """That it runs."""
-        return {"message": "ChronicleWeaver is running...", "docs": "/docs"}
+    page.serve(app, snapshot, queue)
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
@@ -97,6 +104,30 @@ def create_app(settings: Settings, database_url: str, *, publish: bool = False, 
         filters = {"topic": topic, "source": source, "event_id": event_id, "from": since, "to": to}
         place = cursor.decode(after, events.Place)
         return _json(await snapshot(lambda connection: events.page(connection, filters, limit, place)))
+
+    async def get_event(topic: NamedTopic, event_id: NamedEvent) -> Response:
+        """One stored event. A 404 says whether it was never received, is in flight, or failed."""
+        return _json(await snapshot(lambda connection: trail.stored(connection, topic, event_id)))
+
+    async def get_trail(
+        topic: NamedTopic, event_id: NamedEvent, limit: Annotated[int, Query(ge=1, le=1000), WHOLE] = 100
+    ) -> Response:
+        """Every fact about every sighting of one event: the stored sighting first, then the others in order of time."""
+        return _json(await snapshot(lambda connection: trail.trail(connection, topic, event_id, limit)))
+
+    for path, endpoint, model in (
+        ("/events/{topic}/{event_id}", get_event, models.Event),
+        ("/events/{topic}/{event_id}/trail", get_trail, models.Trail),
+    ):
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["GET"],
+            tags=["query"],
+            response_model=model,
+            responses=openapi.NOT_THERE | openapi.INVALID | openapi.UNAVAILABLE,
+            route_class_override=trail.Route,
+        )
 
     @app.get("/stats", tags=["query"], response_model=models.Stats, responses=openapi.UNAVAILABLE)
     async def get_stats() -> dict[str, Any]:
