@@ -7,8 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 SECONDS = 1.0
-SHARE = 10
-"""Making frames takes at most a tenth of the time, however slow the database is."""
+SHARE, MOST_SECONDS = 10, 5.0
+"""Making frames takes at most a tenth of the time while that leaves one in a few seconds, however slow PostgreSQL is."""
+
+HEARTBEAT_SECONDS = 2.0
+HEARTBEAT = b":\n\n"
+"""A comment, which tells a watcher that the service is there while there is no frame."""
 
 
 class Watching:
@@ -30,9 +34,10 @@ class Watching:
             if self._frame:
                 yield self._frame
             while not stop.done():
-                await asyncio.wait({self._next, stop}, return_when=asyncio.FIRST_COMPLETED)
+                frame = self._next
+                await asyncio.wait({frame, stop}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 if not stop.done():
-                    yield self._frame
+                    yield self._frame if frame.done() else HEARTBEAT
         finally:
             stop.cancel()
             self._leave()
@@ -57,4 +62,4 @@ class Watching:
             self._next.set_result(None)
             self._next = loop.create_future()
             took = loop.time() - began
-            await asyncio.sleep(max(SECONDS - took, took * (SHARE - 1)))
+            await asyncio.sleep(max(SECONDS - took, min(took * (SHARE - 1), MOST_SECONDS)))
