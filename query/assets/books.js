@@ -31,7 +31,7 @@ export function Books({ snapshots, line }) {
               <dd class="rate">
                 ${name === "in_flight" ? "now" : rate(rateOf(snapshots, (each) => each.books[name]))}
               </dd>
-              <dd aria-hidden="true"><${Sparkline} values=${line[name]} /></dd>
+              <dd aria-hidden="true"><${Sparkline} times=${line.time} values=${line[name]} /></dd>
             </div>
           `,
         )}
@@ -59,11 +59,12 @@ function Balance({ books }) {
   `;
 }
 
-function Sparkline({ values }) {
+function Sparkline({ times, values }) {
   const step = Math.ceil(values.length / MOST_POINTS);
-  const shown = values.filter((_, at) => (values.length - 1 - at) % step === 0).map((value) => value ?? 0);
-  const top = Math.max(...shown, 1e-9);
-  const points = shown.map((value, at) => `${(100 * at) / Math.max(1, shown.length - 1)},${19 - (18 * value) / top}`);
+  const shown = times.map((time, at) => [time, values[at] ?? 0]).filter((_, at) => (times.length - 1 - at) % step === 0);
+  const top = Math.max(...shown.map(([, value]) => value), 1e-9);
+  const [from, to] = [times[0], times.at(-1)];
+  const points = shown.map(([time, value]) => `${(100 * (time - from)) / (to - from)},${19 - (18 * value) / top}`);
   return html`
     <svg viewBox="0 0 100 20" preserveAspectRatio="none">
       ${shown.length > 1 &&

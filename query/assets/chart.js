@@ -1,7 +1,7 @@
 // Throughput over time, drawn by uPlot.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
-import { rate, time } from "./format.js";
+import { axisFigure, rate, time } from "./format.js";
 
 export const RANGES = [
   [15, "15 min"],
@@ -10,15 +10,23 @@ export const RANGES = [
   [1440, "24 h"],
 ];
 const HEIGHT = 210;
-const LINES = ["received", "unique", "duplicates", "failed"];
+const STYLES = {
+  received: { color: "accent", width: 2, fill: "wash" },
+  unique: { color: "ink", width: 1.25 },
+  duplicates: { color: "quiet", width: 1.25, dash: [4, 3] },
+  failed: { color: "wrong", width: 1.5 },
+};
 const dark = matchMedia("(prefers-color-scheme: dark)");
+
+/** The lines that there are: failures only where something failed. */
+const drawn = (line) => Object.keys(STYLES).filter((name) => name !== "failed" || line.failed.some((each) => each > 0));
 
 export function Chart({ line, minutes, choose }) {
   return html`
     <section aria-label="Throughput">
       <div class="bar">
         <h2>Throughput <span class="quiet">events/s</span></h2>
-        <div class="legend">${LINES.map((name) => html`<span class=${name}>${name}</span>`)}</div>
+        <div class="legend">${drawn(line).map((name) => html`<span class=${name}>${name}</span>`)}</div>
         <div class="end" role="group" aria-label="Range">
           ${RANGES.map(
             ([each, label]) => html`
@@ -27,7 +35,7 @@ export function Chart({ line, minutes, choose }) {
           )}
         </div>
       </div>
-      <${Plot} line=${line} minutes=${minutes} />
+      <${Plot} key=${drawn(line).length} line=${line} minutes=${minutes} />
     </section>
   `;
 }
@@ -37,12 +45,12 @@ function Plot({ line, minutes }) {
   const plot = useRef(null);
   const latest = useRef(null);
   const [tip, setTip] = useState(null);
-  latest.current = { data: [line.time, ...LINES.map((name) => line[name])], minutes };
+  latest.current = { data: [line.time, ...drawn(line).map((name) => line[name])], minutes };
 
   useEffect(() => {
     const make = () => {
       plot.current?.destroy();
-      plot.current = new uPlot(options(place.current, latest, setTip), latest.current.data, place.current);
+      plot.current = new uPlot(options(place.current, latest, drawn(line), setTip), latest.current.data, place.current);
     };
     make();
     const resized = new ResizeObserver(() =>
@@ -66,13 +74,11 @@ function Plot({ line, minutes }) {
   `;
 }
 
-function options(place, latest, setTip) {
+function options(place, latest, names, setTip) {
   const style = getComputedStyle(document.documentElement);
-  const [ink, quiet, rule, accent, wash, wrong] = ["ink", "quiet", "rule", "accent", "wash", "wrong"].map((name) =>
-    style.getPropertyValue(`--${name}`).trim(),
-  );
-  const axis = { stroke: quiet, grid: { stroke: rule, width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
-  const point = { points: { show: false } };
+  const color = (name) => style.getPropertyValue(`--${name}`).trim();
+  const grid = { stroke: color("rule"), width: 1 };
+  const axis = { stroke: color("quiet"), grid, ticks: { show: false }, font: "12px system-ui, sans-serif" };
   return {
     width: place.clientWidth,
     height: HEIGHT,
@@ -83,23 +89,23 @@ function options(place, latest, setTip) {
       y: { range: (_, __, most) => [0, Math.max(1, most * 1.08)] },
     },
     axes: [
-      { ...axis, values: (_, moments) => moments.map((moment) => time(moment * 1000).slice(0, 5)), space: 64 },
-      { ...axis, size: 56, values: (_, rates) => rates.map((each) => rate(each).slice(0, -2)) },
+      { ...axis, size: 28, values: (_, moments) => moments.map((moment) => time(moment * 1000).slice(0, 5)), space: 64 },
+      { ...axis, size: 56, values: (_, rates) => rates.map(axisFigure) },
     ],
     series: [
       {},
-      { stroke: accent, width: 2, fill: wash, ...point },
-      { stroke: ink, width: 1.25, ...point },
-      { stroke: quiet, width: 1.25, dash: [4, 3], ...point },
-      { stroke: wrong, width: 1.5, ...point },
+      ...names.map((name) => {
+        const { color: stroke, fill, ...line } = STYLES[name];
+        return { ...line, stroke: color(stroke), fill: fill && color(fill), points: { show: false } };
+      }),
     ],
-    hooks: { setCursor: [(plot) => setTip(under(plot))] },
+    hooks: { setCursor: [(plot) => setTip(under(plot, names))] },
   };
 }
 
-function under(plot) {
+function under(plot, names) {
   const at = plot.cursor.idx;
   if (at === null || at === undefined || plot.data[1][at] === null) return null;
-  const figures = LINES.map((name, column) => `${rate(plot.data[column + 1][at])} ${name}`);
+  const figures = names.map((name, column) => `${rate(plot.data[column + 1][at])} ${name}`);
   return `${time(plot.data[0][at] * 1000)}  ${figures.join(" · ")}`;
 }

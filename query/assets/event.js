@@ -1,7 +1,7 @@
 // One event: its payload and its trail, with the waits, and what is different where a payload differs.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
-import { count, differences, exactTime, read, wait, write } from "./format.js";
+import { count, day, differences, exactClock, exactTime, read, wait, write } from "./format.js";
 import { ask } from "./source.js";
 import { named } from "./tables.js";
 
@@ -80,7 +80,9 @@ function Sighting({ sighting, stored }) {
   const what = sighting.outcome === "DROPPED" ? (reason === "conflict" ? "Conflict" : "Duplicate") : OUTCOMES[sighting.outcome];
   return html`
     <div class="sighting">
-      <h3 class=${sighting.outcome === "FAILED" ? "wrong" : ""}>${what}</h3>
+      <h3 class=${sighting.outcome === "FAILED" ? "wrong" : ""}>
+        ${what} <span class="quiet">${day(sighting.facts[0].recorded_at)}</span>
+      </h3>
       <div class="scroll">
         <table>
           <thead>
@@ -89,7 +91,6 @@ function Sighting({ sighting, stored }) {
               <th scope="col">Time</th>
               <th scope="col" class="figure">Waited</th>
               <th scope="col" class="figure">Worker</th>
-              <th scope="col">Why</th>
             </tr>
           </thead>
           <tbody>
@@ -97,11 +98,11 @@ function Sighting({ sighting, stored }) {
               (fact) => html`
                 <tr>
                   <td>${fact.action}${fact.attempt > 0 && html` <span class="quiet">attempt ${fact.attempt + 1}</span>`}</td>
-                  <td title=${fact.recorded_at}>${exactTime(fact.recorded_at)}</td>
+                  <td title=${fact.recorded_at}>${exactClock(fact.recorded_at)}</td>
                   <td class="figure">${fact.waited_ms === null ? "" : `+${wait(fact.waited_ms)}`}</td>
                   <td class="figure">${fact.worker_id ?? ""}</td>
-                  <td class=${`reason ${fact.action === "FAILED" ? "wrong" : ""}`}>${fact.reason ?? ""}</td>
                 </tr>
+                ${fact.action === "FAILED" && html`<tr><td colspan="4" class="reason wrong">${fact.reason}</td></tr>`}
               `,
             )}
           </tbody>

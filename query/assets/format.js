@@ -3,10 +3,10 @@
 const whole = new Intl.NumberFormat("en");
 const one = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const exactClock = new Intl.DateTimeFormat("en-GB", {
+const milliseconds = new Intl.DateTimeFormat("en-GB", {
   hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3,
 });
-const day = new Intl.DateTimeFormat("en-CA");
+const date = new Intl.DateTimeFormat("en-CA");
 
 export const count = (number) => whole.format(number);
 
@@ -14,6 +14,10 @@ export function rate(number) {
   if (number === null) return "–";
   return `${number < 10 ? one.format(number) : whole.format(Math.round(number))}/s`;
 }
+
+const short = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
+
+export const axisFigure = (number) => short.format(number);
 
 export const share = (part, all) => (all ? `${one.format((100 * part) / all)} %` : "–");
 
@@ -26,15 +30,15 @@ export function span(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`;
 }
 
-export const wait = (milliseconds) =>
-  milliseconds < 1000 ? `${one.format(milliseconds)} ms` : span(milliseconds / 1000);
+export const wait = (ms) => (ms < 1000 ? `${one.format(ms)} ms` : span(ms / 1000));
 
 export const time = (text) => clock.format(new Date(text));
 
-export const exactTime = (text) => {
-  const moment = new Date(text);
-  return `${day.format(moment)} ${exactClock.format(moment)}`;
-};
+export const day = (text) => date.format(new Date(text));
+
+export const exactClock = (text) => milliseconds.format(new Date(text));
+
+export const exactTime = (text) => `${day(text)} ${exactClock(text)}`;
 
 /** A number that JavaScript would not write as it was sent. */
 class Exact {

@@ -48,16 +48,17 @@ export function Found({ id, open, clear }) {
     <div class="notice" role="status" data-found>
       ${answer === null && "…"}
       ${answer?.error && html`<span class="wrong">${answer.error}</span>`}
-      ${answer?.topics && (topics.length === 0 ? "No event was received with the id " : "Events with the id ")}
+      ${answer?.topics && (topics.length === 0 ? "No event was received with the id " : "Received with the id ")}
       ${answer?.topics && html`<span class="id">${id}</span>`}${" "}
       <button type="button" class="plain" aria-label="Clear the search" onClick=${clear}>✕</button>
-      <ul>
+      ${topics.length > 0 &&
+      html`<ul>
         ${topics.map(
           (topic) => html`<li>
             <button type="button" class="plain" onClick=${() => open(topic, id)}>in topic ${named(topic)}</button>
           </li>`,
         )}
-      </ul>
+      </ul>`}
     </div>
   `;
 }
