@@ -8,7 +8,7 @@ from typing import Any
 
 SECONDS = 1.0
 SHARE, MOST_SECONDS = 10, 5.0
-"""Making frames takes at most a tenth of the time while that leaves one in a few seconds, however slow PostgreSQL is."""
+"""Making frames takes at most a tenth of the time, unless there would then be none for longer than this."""
 
 HEARTBEAT_SECONDS = 2.0
 HEARTBEAT = b":\n\n"

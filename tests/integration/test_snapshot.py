@@ -112,9 +112,7 @@ async def test_redis_is_looked_at_and_its_absence_is_no_error(queue: str) -> Non
             for _ in range(3):
                 tickets.xadd(broker.STREAM, {broker.FIELD: "x"})
             tickets.xreadgroup(broker.GROUP, "worker-7", {broker.STREAM: ">"}, count=2)
-        assert await snapshot.look(client) == snapshot.Queue(
-            length=3, pending=2, pending_by_consumer={"worker-7": 2}
-        )
+        assert await snapshot.look(client) == snapshot.Queue(length=3, pending=2, pending_by_consumer={"worker-7": 2})
         assert "does not answer" in str((await snapshot.look(nobody)).away)
         assert "REDIS_URL" in str((await snapshot.look(None)).away)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import psycopg
@@ -72,17 +73,14 @@ async def test_the_trail_has_every_fact_of_every_sighting_and_of_no_other_event(
     assert third["source"] == "elsewhere"
 
 
-async def test_the_trail_says_how_long_each_fact_was_waited_for(
-    database_url: str, db: psycopg.Connection[Any]
-) -> None:
+async def test_the_trail_says_how_long_each_fact_was_waited_for(database_url: str, db: psycopg.Connection[Any]) -> None:
     project(db, await receive(database_url, [event("e")]), 0)
     [sighting] = (await ask(database_url, "t", "e"))["sightings"]
     moments = [datetime.fromisoformat(fact["recorded_at"]) for fact in sighting["facts"]]
     waits = [fact["waited_ms"] for fact in sighting["facts"]]
     assert waits[0] is None
     assert waits[1:] == [
-        pytest.approx((later - former).total_seconds() * 1000, abs=0.001)
-        for former, later in zip(moments, moments[1:], strict=False)
+        pytest.approx((later - former).total_seconds() * 1000, abs=0.001) for former, later in pairwise(moments)
     ]
 
 
@@ -137,9 +135,7 @@ async def test_an_event_that_failed_and_was_tried_again_shows_both_attempts(
     assert sighting["outcome"] == "PROCESSED"
 
 
-async def test_each_sighting_knows_the_request_that_brought_it(
-    database_url: str, db: psycopg.Connection[Any]
-) -> None:
+async def test_each_sighting_knows_the_request_that_brought_it(database_url: str, db: psycopg.Connection[Any]) -> None:
     writer = await Writer.open(database_url)
     events = columns(event("a"), event("b"), event("c"), event("d"))
     batch_id = new_batch_id()
@@ -178,7 +174,9 @@ async def test_no_event_makes_it_look_through_all_batches(
         project(db, batch_ids[start : start + 100], 0)
     db.execute("VACUUM ANALYZE")
     parameters = {"topic": "t", "event_id": event_id, "limit": 100, "bytes": 2**20}
-    plan = db.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {getattr(trail, statement)}", parameters, prepare=False).fetchone()
+    plan = db.execute(
+        f"EXPLAIN (ANALYZE, FORMAT JSON) {getattr(trail, statement)}", parameters, prepare=False
+    ).fetchone()
     assert read_rows((plan or [[{}]])[0][0]["Plan"]) < BATCHES / 10
 
 
