@@ -71,7 +71,8 @@ function useSnapshots(unlocked) {
           setAway(frame.away ?? null);
           if (!frame.away) setSnapshots((before) => remember(before, frame));
         },
-        (name, said) => setState((before) => (before.name === name ? before : { name, said, since: new Date() })),
+        (name, said) =>
+          setState((before) => (before.name === name && before.said === said ? before : { name, said, since: new Date() })),
       ),
     [unlocked],
   );

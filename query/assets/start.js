@@ -33,7 +33,7 @@ export function Locked({ refusal, unlock }) {
           submit.preventDefault();
           unlock(new FormData(submit.target).get("key").trim());
         }}>
-        <input id="key" name="key" type="password" required autocomplete="off" />
+        <input id="key" name="key" type="password" required pattern="[!-~]+" autocomplete="off" />
         <button type="submit">Open</button>
         <span class="quiet">It stays in this tab.</span>
       </form>

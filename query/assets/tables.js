@@ -23,7 +23,7 @@ export function Topics({ snapshot, chosen, choose }) {
               <th scope="col" class="figure">Events</th>
               <th scope="col" class="figure">Unique</th>
               <th scope="col" class="figure">Dupl.</th>
-              <th scope="col" class="figure">Last seen</th>
+              <th scope="col" class="figure" title="how long ago the last event came">Seen</th>
             </tr>
           </thead>
           <tbody>
@@ -51,7 +51,7 @@ export function Topics({ snapshot, chosen, choose }) {
 function ago(moment, snapshot) {
   if (moment === null) return "–";
   const passed = Math.max(0, seconds(snapshot) - Date.parse(moment) / 1000);
-  return passed < 2 ? "now" : `${span(passed)} ago`;
+  return passed < 2 ? "now" : span(passed);
 }
 
 export function Workers({ snapshots }) {
@@ -67,7 +67,7 @@ export function Workers({ snapshots }) {
               <th scope="col">Worker</th>
               <th scope="col">State</th>
               <th scope="col" class="figure">Rate</th>
-              <th scope="col" class="figure">Last batch</th>
+              <th scope="col" class="figure" title="how long ago it last projected one">Last batch</th>
               <th scope="col" class="figure">Pending</th>
             </tr>
           </thead>
@@ -79,9 +79,7 @@ export function Workers({ snapshots }) {
                   <td>${each.worker_id}</td>
                   <td>${silent ? `silent for ${span(each.silent_seconds)}` : each.state}</td>
                   <td class="figure">${rate(rateOf(snapshots, projected(each.worker_id)))}</td>
-                  <td class="figure">
-                    ${each.projected_seconds === null ? "–" : `${span(each.projected_seconds)} ago`}
-                  </td>
+                  <td class="figure">${span(each.projected_seconds)}</td>
                   <td class="figure">${each.pending === null ? "–" : count(each.pending)}</td>
                 </tr>
               `;

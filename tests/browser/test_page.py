@@ -193,7 +193,7 @@ def test_where_there_are_keys_the_page_asks_for_one(browser: Any, tmp_path_facto
         with tab(browser, stack) as shown:
             shown.open(ready="[data-locked]")
             assert shown.page.query_selector(".books") is None
-            for secret, said in (("not a key of ours", "not valid"), (KEYS["shop"], "lacks the scope read")):
+            for secret, said in (("wrong-0123456789abcdef", "not valid"), (KEYS["shop"], "lacks the scope read")):
                 shown.page.fill("#key", secret)
                 shown.page.keyboard.press("Enter")
                 shown.waits_for("[data-locked]", said)
