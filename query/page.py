@@ -27,6 +27,9 @@ from query.watching import Watching
 HERE = Path(__file__).parent / "assets"
 GREETING = {"message": "ChronicleWeaver is running...", "docs": "/docs"}
 
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""A gateway must pass each frame on at once: nginx, for one, would gather them."""
+
 ROOT: dict[int | str, dict[str, Any]] = {
     200: {"description": "That it runs; to browsers, a page that shows it", "content": {"text/html": {}}}
 }
@@ -55,9 +58,7 @@ def serve(app: FastAPI, ask: Ask, client: redis.asyncio.Redis | None) -> None:
     async def get_stream(request: Request) -> Response:
         """What the page shows, once a second, as server-sent events."""
         stopping = request.scope.get("state", {}).get("stopping") or asyncio.Event()
-        return StreamingResponse(
-            watching.stream(stopping), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-        )
+        return StreamingResponse(watching.stream(stopping), media_type="text/event-stream", headers=STREAM_HEADERS)
 
     @app.get("/dashboard/history", include_in_schema=False)
     async def get_history(minutes: Annotated[int, Query(ge=1, le=1440), WHOLE] = 15) -> Response:

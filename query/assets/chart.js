@@ -86,7 +86,7 @@ function options(place, latest, names, setTip) {
     cursor: { y: false, drag: { x: false, y: false } },
     scales: {
       x: { range: () => [Date.now() / 1000 - latest.current.minutes * 60, Date.now() / 1000] },
-      y: { range: (_, __, most) => [0, Math.max(1, most * 1.08)] },
+      y: { range: () => [0, 1.08 * Math.max(1, ...latest.current.data[1])] },
     },
     axes: [
       { ...axis, size: 28, values: (_, moments) => moments.map((moment) => time(moment * 1000).slice(0, 5)), space: 64 },
