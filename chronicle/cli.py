@@ -109,8 +109,9 @@ def query(host: Host = "127.0.0.1", port: Port = 8082) -> None:
 
     logs.configure("query")
     settings = Settings.load()
-    database_url, redis_url = _read_database(settings), _known("broker", settings.redis_url, settings)
-    app = create_app(settings, database_url, redis_url, publish=True, keyring=keys.load(settings, host))
+    keyring = keys.load(settings, host)
+    broker = settings.redis_url or runfile.read(settings.chronicle_home).get("broker", {}).get("url")
+    app = create_app(settings, _read_database(settings), broker, publish=True, keyring=keyring)
     http.serve(app, ports.listen(host, port))
 
 
@@ -132,13 +133,22 @@ def api(fd: Annotated[int, typer.Option(help="A listening socket.")]) -> None:
 
 
 @app.command()
-def projector() -> None:
+def projector(
+    metrics_host: Annotated[str, typer.Option(help="Address to answer /metrics on: to everybody.")] = "127.0.0.1",
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port to answer /metrics on  [default: none]", min=1, max=65535)
+    ] = None,
+    metrics_fd: Annotated[int | None, typer.Option(help="A listening socket for it.", hidden=True)] = None,
+) -> None:
     """Run projector workers alone: WORKER_COUNT of them; start as many such processes as you like."""
     from projector import run  # noqa: PLC0415
 
     logs.configure("projector")
     settings = Settings.load()
-    run.run(_database(settings), _redis(settings), settings.worker_count)
+    listener = socket.socket(fileno=metrics_fd) if metrics_fd is not None else None
+    if metrics_port is not None:
+        listener = ports.listen(metrics_host, metrics_port)
+    run.run(_database(settings), _redis(settings), settings.worker_count, listener)
 
 
 @app.command()
@@ -264,13 +274,8 @@ def _redis(settings: Settings) -> str:
 
 def _url(variable: str, given: str | None, part: str, settings: Settings) -> str:
     """The variable's value, or what the `chronicle up` of this home runs."""
-    found = _known(part, given, settings)
+    home = settings.chronicle_home
+    found = given or runfile.read(home).get(part, {}).get("url")
     if not found:
-        home = settings.chronicle_home
         raise SettingsError(f"{variable} is not set, and no `chronicle up` runs on CHRONICLE_HOME={home}")
     return found
-
-
-def _known(part: str, given: str | None, settings: Settings) -> str | None:
-    """The same, or None."""
-    return given or runfile.read(settings.chronicle_home).get(part, {}).get("url")

@@ -266,8 +266,14 @@ def _array(element: int, count: int, body: bytes) -> bytes:
     return struct.pack(">iiIii", 1, 0, element, count, 1) + body if count else struct.pack(">iiI", 0, 0, element)
 
 
+_length = struct.Struct(">I").pack
+
+
 def _prefixed(items: Sequence[bytes]) -> bytes:
-    return b"".join([part for item in items for part in (len(item).to_bytes(4, "big"), item)])
+    parts = [b""] * (2 * len(items))
+    parts[0::2] = map(_length, map(len, items))
+    parts[1::2] = items
+    return b"".join(parts)
 
 
 class _TextArrayDumper(Dumper):
@@ -291,7 +297,9 @@ class _MomentArrayDumper(Dumper):
     oid = type_oids["timestamptz"].array_oid
 
     def dump(self, obj: MomentArray) -> Buffer:
-        body = struct.pack(">" + "iq" * len(obj), *[part for moment in obj for part in (8, moment)])
+        parts = [8] * (2 * len(obj))
+        parts[1::2] = obj
+        body = struct.pack(">" + "iq" * len(obj), *parts)
         return _array(type_oids["timestamptz"].oid, len(obj), body)
 
 

@@ -24,13 +24,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chronicle import assets, logs
+from chronicle import assets, logs, metrics
 from chronicle.connections import Connection
 from chronicle.errors import ChronicleError, InvalidRequest, Problem
 
 RETRY_AFTER_SECONDS = 1
 MOST_PROBLEMS = 10
 STOP_SECONDS = 8
+HEAD = "chronicle.head"
+"""In the scope of a GET request that was sent as HEAD: for routes whose answer has no end."""
+
 ACCEPTS = 128
 """New clients taken at once; more would make those wait that are here."""
 
@@ -99,6 +102,7 @@ def application(title: str, **options: Any) -> Application:
     app = Application(title=title, version="1", redirect_slashes=False, docs_url=None, redoc_url=None, **options)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(metrics.Requests, routes=app.router.routes)
     app.add_middleware(RequestIds)
     assets.document(app)
     return app
@@ -175,7 +179,7 @@ class RequestIds:
             await send(message)
 
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", HEAD: True}
         # Never unbound: each request has a task, and so a context, of its own.
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())
         try:
@@ -236,20 +240,19 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._listener = listener
         self._arriving: set[asyncio.Task[Any]] = set()
-        self._stopping = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Begins to listen."""
+        """Begins to listen. Answers without end watch `stopping` of their request's state."""
         await super().startup(sockets=[])
-        self.lifespan.state["stopping"] = self._stopping
+        self._stopping = self.lifespan.state["stopping"] = asyncio.Event()
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Takes no more clients, and ends."""
+        self._stopping.set()
         asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
-        self._stopping.set()  # for answers without an end, which find it in scope["state"]
         await super().shutdown(sockets=[])
 
     def _accept(self) -> None:

@@ -9,10 +9,11 @@ from typing import TypedDict, cast
 
 
 class Part(TypedDict, total=False):
-    """One running part: its process, and where it answers (the projector and the supervisor answer nowhere)."""
+    """One running part: its process, and where it answers; the projector has an address for its metrics alone."""
 
     pid: int
     url: str
+    metrics: str
 
 
 def path(home: Path) -> Path:

@@ -13,6 +13,11 @@ from chronicle.errors import SettingsError
 
 PREFIX = "CHRONICLE_"
 
+METRICS_FOLDER, METRICS_PROCESS = "PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROC_PROCESS"
+"""Set by `chronicle up` where several processes answer at one address: each keeps its metrics in a file of this
+folder, and whoever is asked adds them up. A file has the name of its process, not its pid, which counts on when it is
+started again."""
+
 
 class Settings(BaseSettings):
     """What the environment says. Names in capitals are the variables; each has a default that works."""

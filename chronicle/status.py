@@ -23,7 +23,7 @@ def show(settings: Settings) -> bool:
     if parts:
         table = Table("part", "pid", Column("url", overflow="fold"), title=f"chronicle up in {settings.chronicle_home}")
         for name, part in parts.items():
-            table.add_row(name, str(part.get("pid", "-")), part.get("url", "-"))
+            table.add_row(name, str(part.get("pid", "-")), part.get("url") or part.get("metrics", "-"))
         console.print(table, markup=False)
     url = parts.get("api", {}).get("url") or settings.aggregator_url
     headers = keys.bearer(settings)

@@ -207,14 +207,16 @@ workers = Table(
 )
 
 RECEIVED_EVENTS_VIEW = """
-CREATE VIEW received_events AS
-SELECT f.batch_id, e.position::int AS position, e.event_id, e.topic, e.source, e.payload, e."timestamp"
+CREATE OR REPLACE VIEW received_events AS
+SELECT f.batch_id, generate_series(1, f.event_count) AS position, unnest(f.event_ids) AS event_id,
+       unnest(f.topics) AS topic, unnest(f.sources) AS source, unnest(f.payloads) AS payload,
+       unnest(f.timestamps) AS "timestamp"
 FROM facts f
-CROSS JOIN LATERAL unnest(f.event_ids, f.topics, f.sources, f.payloads, f.timestamps)
-    WITH ORDINALITY AS e(event_id, topic, source, payload, "timestamp", position)
 WHERE f.event_ids IS NOT NULL
 """
-"""One row per accepted event, whole, as the ledger keeps it."""
+"""One row per accepted event, whole, as the ledger keeps it. Functions that give rows stand in the SELECT list, where
+PostgreSQL takes the arrays apart side by side; in FROM it would keep each array's elements in a store of its own first.
+"""
 
 AUDIT_LOG_VIEW = f"""
 CREATE VIEW audit_log AS

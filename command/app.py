@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.middleware import Middleware
 
-from chronicle import events, http, logs, openapi
+from chronicle import events, http, logs, metrics, openapi
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
@@ -71,6 +71,11 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
         """Ready to accept events, or a 503 that says what is missing."""
         watch.check()
         return {"status": "ready"}
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    async def get_metrics() -> Response:
+        """What Prometheus reads of this service."""
+        return metrics.answer(metrics.build("command"))
 
     openapi.describe(app, publish=True, keyring=keyring)
     return app

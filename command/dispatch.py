@@ -15,6 +15,7 @@ from chronicle import broker, logs
 from chronicle.database import ours
 from chronicle.errors import BrokerAway, ChronicleError
 from chronicle.ledger import RECORD_QUEUED
+from command import metrics
 from command.receive import Writer
 
 PAUSE_SECONDS = 1.0
@@ -69,16 +70,20 @@ class Dispatcher:
         """One step: QUEUED facts, then tickets. False where Redis or PostgreSQL is away: workers find the batches."""
         if time.monotonic() < self._away_until:
             return False
+        began = time.monotonic()
         try:
             await self._record(batch_ids)
             await self._send(batch_ids)
         except BrokerAway as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
+            metrics.DISPATCH_FAILURES.inc()
             log.warning("tickets not sent", error=str(error), batches=len(batch_ids))
             return False
         except ChronicleError as error:
+            metrics.DISPATCH_FAILURES.inc()
             log.warning("QUEUED not recorded", error=str(error), batches=len(batch_ids))
             return False
+        metrics.dispatched(len(batch_ids), time.monotonic() - began)
         return True
 
     async def _send(self, batch_ids: list[UUID]) -> None:

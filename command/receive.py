@@ -21,6 +21,7 @@ from chronicle.errors import ChronicleError, DatabaseAway, InvalidRequest, Overl
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
+from command import metrics
 
 COMMITTERS = 2
 """Connections that commit: while one waits for the disk, the next batch is on its way."""
@@ -35,6 +36,9 @@ NOT_STORABLE = "a value that PostgreSQL cannot store"
 
 OVERLOAD_SECONDS = 2
 """Once the oldest request has waited so long for its batch to begin, others are refused at once."""
+
+MOST_NAMED = 20
+"""Requests of a batch that a line of the log names."""
 
 log = logs.get(__name__)
 
@@ -138,7 +142,8 @@ class Receiver:
         batch_id = new_batch_id()
         events = Events.joined(request.events for request in requests)
         parts = [(request.request_id, len(request.events)) for request in requests]
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        began = time.monotonic()
+        deadline = began + PATIENCE_SECONDS
         current: Writer | None = writer
         while True:
             try:
@@ -153,12 +158,15 @@ class Receiver:
                 if time.monotonic() > deadline or isinstance(error, SchemaBehind):
                     _resolve(requests, error)
                     raise
-                log.warning("commit is tried again", batch_id=str(batch_id), error=str(error))
+                metrics.RECEIVE_RETRIES.inc()
+                request_ids = [request.request_id for request in requests[:MOST_NAMED]]
+                log.warning("commit is tried again", batch_id=str(batch_id), request_ids=request_ids, error=str(error))
                 await asyncio.sleep(0.1)
             else:
                 self._in_flight += len(events)  # until the next look at the database
                 self._committed(batch_id)
                 _resolve(requests, None)
+                metrics.received(len(events), len(requests), time.monotonic() - began)
                 return current
 
     async def _commit_apart(
@@ -166,7 +174,12 @@ class Receiver:
     ) -> Writer | None:
         """PostgreSQL refused the batch: each request alone, so that only the one that it refuses is affected."""
         if len(requests) == 1:
-            log.error("PostgreSQL refused what validation let through", sqlstate=error.sqlstate, error=str(error))
+            log.error(
+                "PostgreSQL refused what validation let through",
+                request_id=requests[0].request_id,
+                sqlstate=error.sqlstate,
+                error=str(error),
+            )
             storable = not isinstance(error, psycopg.DataError)
             _resolve(requests, error if storable else InvalidRequest("not_storable", ["body", "events"], NOT_STORABLE))
             return writer

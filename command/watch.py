@@ -1,4 +1,6 @@
-"""What a command process knows of its database, looked up once a second: is it there, is it ready, how full is it."""
+"""What a command process knows of its database, looked up once a second: is it there, is it ready, how full is it.
+
+What it sees of the counters is kept as history."""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from collections.abc import Callable
 import psycopg
 from psycopg.rows import TupleRow
 
-from chronicle import database, logs
+from chronicle import database, history, logs
 from chronicle.errors import ChronicleError, DatabaseAway, NotDurable
 
 INTERVAL_SECONDS = 1.0
@@ -34,6 +36,7 @@ class Watch:
         self._looked = asyncio.Event()
         self._problem: ChronicleError | None = DatabaseAway()
         self._seen = time.monotonic()
+        self._sampled = float("-inf")
 
     def check(self) -> None:
         """Raises what is wrong: DatabaseAway (also when the last look is too long ago), SchemaBehind, NotDurable."""
@@ -77,6 +80,9 @@ class Watch:
             version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
             database.check_schema(version)
             row = await (await connection.execute(IN_FLIGHT)).fetchone()
+            if time.monotonic() - self._sampled >= history.SECONDS:
+                await connection.execute(history.SAMPLE)
+                self._sampled = time.monotonic()
         if row:
             self._in_flight(row[0])
 

@@ -7,6 +7,8 @@ batch, events by topic and event_id), so that workers wait for each other and ne
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -15,6 +17,7 @@ import psycopg
 
 from chronicle.ledger import RECORD_QUEUED
 from chronicle.tables import RECORD_POSITIONS
+from projector import metrics
 
 CLAIM = """
 WITH held AS (
@@ -31,53 +34,61 @@ WITH won AS (
     WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND position BETWEEN %(first)s AND %(last)s
     ORDER BY event_id, topic, batch_id, position
     ON CONFLICT (topic, event_id) DO NOTHING
-    RETURNING batch_id, position
+    RETURNING batch_id, topic, position
 )
-SELECT batch_id, array_agg(position ORDER BY position) FROM won GROUP BY batch_id
+SELECT batch_id, topic, array_agg(position) FROM won GROUP BY batch_id, topic
 """
 
 RECORD_OUTCOME = """
 WITH failed AS (
     SELECT position, error FROM unnest(%(failed_positions)s::int[], %(errors)s::text[]) AS f(position, error)
 ), judged AS MATERIALIZED (
-    SELECT e.batch_id, e.position, e.event_id, e.topic, f.error,
-           CASE WHEN get_byte(b.won, e.position - 1) = 1 THEN 'PROCESSED' WHEN f.position IS NOT NULL THEN 'FAILED'
-                ELSE 'DROPPED' END AS action,
-           CASE WHEN get_byte(b.won, e.position - 1) = 0 THEN e.payload END AS payload
-    FROM unnest(%(batch_ids)s::uuid[], %(won)s::bytea[]) AS b(batch_id, won)
-    JOIN received_events e ON e.batch_id = b.batch_id
-    LEFT JOIN failed f ON f.position = e.position
-    WHERE e.batch_id = ANY (%(batch_ids)s::uuid[])
-      AND (%(positions)s::int[] IS NULL OR e.position = ANY (%(positions)s))
-), lost AS MATERIALIZED (
-    SELECT j.batch_id, j.position, j.event_id, j.topic, j.action, j.error,
-           CASE WHEN j.action <> 'DROPPED' THEN NULL
-                WHEN j.payload::text = p.payload::text OR j.payload::jsonb = p.payload::jsonb THEN 'duplicate'
+    SELECT l.batch_id, l.position, l.event_id, l.topic, l.action, l.error,
+           CASE WHEN l.action <> 'DROPPED' THEN NULL
+                WHEN l.payload::text = p.payload::text OR l.payload::jsonb = p.payload::jsonb THEN 'duplicate'
                 ELSE 'conflict' END AS reason
-    FROM judged j
+    FROM (
+        SELECT b.batch_id, e.position, e.event_id, e.topic, e.payload, f.error,
+               CASE WHEN f.position IS NULL THEN 'DROPPED' ELSE 'FAILED' END AS action
+        FROM unnest(%(batch_ids)s::uuid[], %(won)s::bytea[]) AS b(batch_id, won)
+        CROSS JOIN LATERAL (
+            SELECT generate_series(1, event_count) AS position, unnest(event_ids) AS event_id, unnest(topics) AS topic,
+                   unnest(payloads) AS payload
+            FROM facts WHERE facts.batch_id = b.batch_id AND action = 'RECEIVED'
+        ) AS e
+        LEFT JOIN failed f ON f.position = e.position
+        WHERE get_byte(b.won, e.position - 1) = 0
+          AND (%(positions)s::int[] IS NULL OR e.position = ANY (%(positions)s))
+        ORDER BY e.event_id, e.topic, b.batch_id, e.position
+    ) AS l
     LEFT JOIN LATERAL (
         SELECT stored.payload FROM processed_events stored
-        WHERE stored.event_id = j.event_id AND stored.topic = j.topic
+        WHERE stored.event_id = l.event_id AND stored.topic = l.topic
         OFFSET 0
-    ) AS p ON j.action = 'DROPPED'
-    WHERE j.action <> 'PROCESSED'
+    ) AS p ON l.action = 'DROPPED'
 ), dropped AS (
     INSERT INTO dropped_events (event_id, topic, batch_id, position, reason)
-    SELECT event_id, topic, batch_id, position, reason FROM lost WHERE action = 'DROPPED'
+    SELECT event_id, topic, batch_id, position, reason FROM judged WHERE action = 'DROPPED'
 ), abandoned AS (
     INSERT INTO failed_events (event_id, topic, batch_id, position, error)
-    SELECT event_id, topic, batch_id, position, error FROM lost WHERE action = 'FAILED'
+    SELECT event_id, topic, batch_id, position, error FROM judged WHERE action = 'FAILED'
 ), gathered AS (
     SELECT batch_id, action, array_agg(position ORDER BY position) AS positions,
            array_agg(position ORDER BY position) FILTER (WHERE reason = 'conflict') AS conflicts,
            CASE WHEN action = 'FAILED' THEN array_agg(error ORDER BY position) END AS errors
-    FROM lost
+    FROM judged
     GROUP BY batch_id, action
     UNION ALL
     SELECT batch_id, 'PROCESSED', positions::int[], NULL, NULL
     FROM unnest(%(batch_ids)s::uuid[], %(won_positions)s::text[]) AS w(batch_id, positions)
 ), counted AS MATERIALIZED (
     SELECT batch_id, action, topic, count(*)::int AS event_count FROM judged GROUP BY batch_id, action, topic
+    UNION ALL
+    SELECT batch_id, 'PROCESSED', topic, event_count
+    FROM unnest(%(won_batch_ids)s::uuid[], %(won_topics)s::text[], %(won_counts)s::int[])
+        AS w(batch_id, topic, event_count)
+), conflicted AS (
+    SELECT topic, count(*) AS conflicts FROM judged WHERE reason = 'conflict' GROUP BY topic
 ), earlier AS (
     SELECT batch_id, max(recorded_at) AS recorded_at, max(event_count) AS event_count
     FROM facts WHERE batch_id = ANY (%(batch_ids)s::uuid[]) GROUP BY batch_id
@@ -108,8 +119,8 @@ INSERT INTO stats (topic, lane, processed, dropped, failed, conflicts)
 SELECT topic, %(worker_id)s, coalesce(sum(event_count) FILTER (WHERE action = 'PROCESSED'), 0),
        coalesce(sum(event_count) FILTER (WHERE action = 'DROPPED'), 0),
        coalesce(sum(CASE WHEN action = 'FAILED' THEN event_count WHEN %(attempt)s::int > 0 THEN -event_count END), 0),
-       (SELECT count(*) FROM lost WHERE lost.topic = tally.topic AND lost.reason = 'conflict')
-FROM tally
+       coalesce(max(conflicts), 0)
+FROM tally LEFT JOIN conflicted USING (topic)
 GROUP BY topic
 ORDER BY topic
 ON CONFLICT (topic, lane) DO UPDATE SET
@@ -124,6 +135,9 @@ SELECT count(payload::jsonb) FROM received_events
 WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND position BETWEEN %(first)s AND %(last)s
 """
 
+Won = tuple[UUID, str, list[int]]
+"""Of a batch and a topic, the positions that INSERT_FIRST_SIGHTINGS inserted."""
+
 
 def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], worker_id: int) -> list[UUID]:
     """Projects those of the batches that are in flight, in one READ COMMITTED transaction.
@@ -131,12 +145,15 @@ def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], work
     Waits for another worker that holds one of them. Gives the batches that this call projected; the others were
     projected before, or are no longer there. Raises psycopg.Error, and then nothing has changed.
     """
+    began = time.monotonic()
+    won: list[tuple[UUID, list[int]]] = []
     with connection.transaction():
         claimed = _claim(connection, batch_ids, worker_id)
         if claimed:
             everything = {"batch_ids": list(claimed), "first": 1, "last": RECORD_POSITIONS}
             won = connection.execute(INSERT_FIRST_SIGHTINGS, everything, prepare=True).fetchall()
             record_outcome(connection, claimed, worker_id, won, {})
+    metrics.projected(claimed, (these for _, these in won), 0, time.monotonic() - began)
     return list(claimed)
 
 
@@ -145,25 +162,30 @@ def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id
 
     Gives the errors by position. Raises psycopg.Error, and then nothing has changed.
     """
+    began = time.monotonic()
+    won: list[tuple[UUID, list[int]]] = []
     errors: dict[int, str] = {}
     with connection.transaction():
         if claimed := _claim(connection, [batch_id], worker_id):
             won = insert_apart(connection, batch_id, 1, claimed[batch_id], errors)
             record_outcome(connection, claimed, worker_id, won, errors)
+    metrics.projected(claimed, (these for _, these in won), len(errors), time.monotonic() - began)
     return errors
 
 
 def abandon(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int, error: str) -> None:
     """Gives a batch up without trying it: all of its events become FAILED with this error. Raises psycopg.Error."""
+    began = time.monotonic()
     with connection.transaction():
         if claimed := _claim(connection, [batch_id], worker_id):
             errors = dict.fromkeys(range(1, claimed[batch_id] + 1), error)
             record_outcome(connection, claimed, worker_id, [], errors)
+    metrics.projected(claimed, [], sum(claimed.values()), time.monotonic() - began)
 
 
 def insert_apart(
     connection: psycopg.Connection[Any], batch_id: UUID, first: int, last: int, errors: dict[int, str]
-) -> list[tuple[UUID, list[int]]]:
+) -> list[Won]:
     """Inserts the first sightings among these positions of a batch, within a transaction.
 
     Where PostgreSQL refuses them, it tries each half, down to the positions to blame, whose errors it adds to `errors`.
@@ -200,7 +222,7 @@ def record_outcome(
     connection: psycopg.Connection[Any],
     batches: Mapping[UUID, int],
     worker_id: int,
-    won: list[tuple[UUID, list[int]]],
+    won: list[Won],
     errors: dict[int, str],
     *,
     positions: list[int] | None = None,
@@ -213,13 +235,18 @@ def record_outcome(
     stored meanwhile.
     """
     winners: dict[UUID, list[int]] = {batch_id: [] for batch_id in batches}
-    for batch_id, these in won:
+    counts: Counter[tuple[UUID, str]] = Counter()
+    for batch_id, topic, these in won:
         winners[batch_id] += these
+        counts[batch_id, topic] += len(these)
     parameters = {
         "batch_ids": list(batches),
         "worker_id": worker_id,
         "won": [_flags(batches[batch_id], these) for batch_id, these in winners.items()],
-        "won_positions": [f"{{{','.join(map(str, these))}}}" for these in winners.values()],
+        "won_positions": [f"{{{','.join(map(str, sorted(these)))}}}" for these in winners.values()],
+        "won_batch_ids": [batch_id for batch_id, _ in counts],
+        "won_topics": [topic for _, topic in counts],
+        "won_counts": list(counts.values()),
         "failed_positions": list(errors),
         "errors": list(errors.values()),
         "positions": positions,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 
-from chronicle import logs
+from chronicle import logs, metrics
 from projector.worker import Worker
 
 STOP_SECONDS = 8
@@ -16,15 +17,22 @@ STOP_SECONDS = 8
 log = logs.get(__name__)
 
 
-def run(database_url: str, redis_url: str, workers: int) -> None:
-    """Runs the workers until SIGTERM or SIGINT; each then ends the batch it has in hand."""
+def run(database_url: str, redis_url: str, workers: int, scraped: socket.socket | None = None) -> None:
+    """Runs the workers until SIGTERM or SIGINT; each then ends the batch it has in hand.
+
+    Metrics are answered on the socket `scraped`.
+    """
+    if scraped:
+        metrics.serve(scraped, "projector")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     turn = threading.Lock()
     threads = [
-        threading.Thread(target=_work, args=(Worker(database_url, redis_url, stop, turn),), name=f"worker-{n}")
-        for n in range(workers)
+        threading.Thread(target=_work, args=(worker,), name=f"worker-{n}")
+        for n, worker in enumerate(
+            Worker(database_url, redis_url, stop, turn, keeps_history=n == 0) for n in range(workers)
+        )
     ]
     for thread in threads:
         thread.start()

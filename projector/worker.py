@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,8 @@ import redis
 
 from chronicle import broker, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway
+from projector import heartbeat, metrics
+from projector.heartbeat import Heartbeat
 from projector.projection import abandon, project, project_apart
 
 MOST_TICKETS = 32
@@ -35,6 +38,9 @@ ALONE, APART, NO_MORE = 2, 3, 30
 """A batch that came back so often is projected alone, then event by event, then no more: its events become FAILED."""
 
 ABANDONED_MILLISECONDS = 10_000
+MOST_NAMED = 20
+"""Requests of a batch that a line of the log names."""
+
 PAUSE_SECONDS = 0.2
 
 log = logs.get(__name__)
@@ -44,9 +50,15 @@ class Worker:
     """One worker: a connection to PostgreSQL (which holds its worker_id), one to Redis, and a loop."""
 
     def __init__(
-        self, database_url: str, redis_url: str, stop: threading.Event, turn: threading.Lock | None = None
+        self,
+        database_url: str,
+        redis_url: str,
+        stop: threading.Event,
+        turn: threading.Lock | None = None,
+        *,
+        keeps_history: bool = False,
     ) -> None:
-        """`turn` is shared by the workers of a process."""
+        """`turn` is shared by the workers of a process, of whom one `keeps_history`."""
         self._turn = turn or threading.Lock()
         self._database_url = database_url
         self._redis = broker.connect(redis_url)
@@ -59,12 +71,14 @@ class Worker:
         self._swept = self._claimed = time.monotonic()
         self._redis_away = False
         self._trouble = ""
+        self._busy = False
+        self._heartbeat = Heartbeat(keeps_history=keeps_history)
 
     def run(self) -> None:
         """Works until stopped; faults of PostgreSQL and Redis are logged and waited out."""
         while not self._stop.is_set():
             try:
-                busy = self.run_once()
+                self._busy = busy = self.run_once()
                 self._say("")
             except (ChronicleError, psycopg.Error) as error:
                 self._say(str(error).strip())
@@ -84,6 +98,8 @@ class Worker:
 
     def close(self) -> None:
         """Gives up its connections, and with them its worker_id."""
+        if self._connection:
+            self._heartbeat.stop(self._connection)
         self.reconnect()
         self._redis.close()
 
@@ -93,9 +109,10 @@ class Worker:
         Raises DatabaseAway and psycopg.Error; Redis being away is no error here.
         """
         connection = self._connect()
+        self._beat(connection)
         # In quiet times the workers of a process take turns, and project in the order of the tickets: what was
         # published first is then seen first. When more waits than one worker takes, they work at the same time.
-        with self._turn:
+        with self._own_turn(connection):
             if self._stop.is_set():
                 return False
             again = self._own_pending
@@ -107,6 +124,20 @@ class Worker:
                 return busy
         return self._work_off(connection, tickets, again=again)
 
+    def _beat(self, connection: psycopg.Connection[Any]) -> None:
+        state = "without Redis" if self._redis_away else "busy" if self._busy else "idle"
+        self._heartbeat.beat(connection, self.worker_id, state)
+
+    @contextmanager
+    def _own_turn(self, connection: psycopg.Connection[Any]) -> Iterator[None]:
+        """Whoever waits for its turn lives; whether it ever comes, the backlog shows."""
+        while not self._turn.acquire(timeout=heartbeat.SECONDS):
+            self._beat(connection)
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     def _work_off(self, connection: psycopg.Connection[Any], tickets: dict[str, UUID], *, again: bool) -> bool:
         """Projects what the tickets name; `again`: they were handed out before, and nobody acknowledged them."""
         batch_ids = list(tickets.values())
@@ -114,17 +145,17 @@ class Worker:
         if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
             returned = [*returned, *self._overdue(connection)]
-        batches = {}
+        batches: dict[UUID, Batch] = {}
         with database.ours():
             if batch_ids:
-                batches = {row[0]: row for row in connection.execute(SIZES, {"batch_ids": batch_ids}, prepare=True)}
+                batches = _batches(connection.execute(SIZES, {"batch_ids": batch_ids}, prepare=True))
             if returned:
                 # Counted, and committed, before the try: also a try that ends this process counts.
-                came_back = connection.execute(COUNT_ATTEMPT, {"batch_ids": returned}, prepare=True)
-                batches |= {row[0]: row for row in came_back}
+                batches |= _batches(connection.execute(COUNT_ATTEMPT, {"batch_ids": returned}, prepare=True))
         self._most_tickets = _fitting(batches.values()) or self._most_tickets
         for group in _bounded(batches.values()):
             self._project(connection, group)
+            self._beat(connection)
         self._acknowledge(list(tickets))
         return bool(tickets or batches)
 
@@ -221,23 +252,39 @@ class Worker:
 
     def _project(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
         """Projects a group; where it fails, each batch alone, so that a bad one does not hold up the others."""
-        batch_id, _, attempts = group[0]
+        batch_id, _, attempts, _ = group[0]
         try:
             if attempts >= NO_MORE:
                 abandon(connection, batch_id, self.worker_id, f"given up: {attempts} attempts ended the session")
-                log.error("batch given up", batch_id=str(batch_id), worker_id=self.worker_id, attempts=attempts)
+                self._note_lag(group)
+                log.error("batch given up", **self._about(connection, [batch_id]), attempts=attempts)
             elif attempts >= APART:
                 errors = project_apart(connection, batch_id, self.worker_id)
-                log.error("events failed", batch_id=str(batch_id), worker_id=self.worker_id, events=len(errors))
+                self._note_lag(group)
+                log.error("events failed", **self._about(connection, [batch_id]), events=len(errors))
             else:
-                project(connection, [batch[0] for batch in group], self.worker_id)
+                projected = set(project(connection, [batch[0] for batch in group], self.worker_id))
+                self._note_lag(batch for batch in group if batch[0] in projected)
         except psycopg.OperationalError as error:
+            metrics.PROJECT_FAILURES.inc()
             self._not_their_fault(connection, group)
             raise DatabaseAway(str(error).strip()) from error
         except psycopg.Error as error:
-            log.error("refused", batch_id=str(batch_id), worker_id=self.worker_id, error=str(error).strip())
+            metrics.PROJECT_FAILURES.inc()
+            log.error("refused", **self._about(connection, [batch[0] for batch in group]), error=str(error).strip())
             for batch in group if len(group) > 1 else ():
                 self._project(connection, [batch])
+
+    def _note_lag(self, projected: Iterable[Batch]) -> None:
+        self._heartbeat.projected()
+        now = time.monotonic()
+        for *_, received in projected:
+            metrics.LAG.observe(now - received)
+
+    def _about(self, connection: psycopg.Connection[Any], batch_ids: Sequence[UUID]) -> dict[str, Any]:
+        """What a line of the log says about batches: the first, and some of the requests that they are made of."""
+        requests = database.value(connection, REQUESTS, {"batch_ids": batch_ids, "most": MOST_NAMED})
+        return {"batch_id": str(batch_ids[0]), "request_ids": requests, "worker_id": self.worker_id}
 
     def _not_their_fault(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
         """A lock that was not free or a disk that was full counts for nothing; the end of the session does."""
@@ -246,13 +293,19 @@ class Worker:
                 connection.execute(FORGIVE_ATTEMPT, {"batch_ids": [batch[0] for batch in group]})
 
 
-Batch = tuple[UUID, int, int]
-"""Id, number of events, and how often it came back."""
+Batch = tuple[UUID, int, int, float]
+"""Id, number of events, how often it came back, and when it was received, by the monotonic clock of this process."""
+
+
+def _batches(rows: Iterable[tuple[UUID, int, int, float]]) -> dict[UUID, Batch]:
+    """The batches that rows of the outbox tell of; the last column is their age in seconds."""
+    now = time.monotonic()
+    return {batch_id: (batch_id, size, attempts, now - age) for batch_id, size, attempts, age in rows}
 
 
 def _fitting(batches: Collection[Batch]) -> int | None:
     """How many batches of this size a transaction takes, so that a worker leaves the others what they could do now."""
-    events = sum(size for _, size, _ in batches)
+    events = sum(size for _, size, *_ in batches)
     return max(1, min(MOST_TICKETS, MOST_EVENTS * len(batches) // events)) if events else None
 
 
@@ -261,7 +314,7 @@ def _bounded(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
     group: list[Batch] = []
     events = 0
     for batch in batches:
-        _, size, attempts = batch
+        _, size, attempts, _ = batch
         if attempts >= ALONE:
             yield [batch]
             continue
@@ -283,7 +336,9 @@ LIMIT 256
 """
 
 SIZES = """
-SELECT batch_id, event_count, attempts FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY received_at
+SELECT batch_id, event_count, attempts, extract(epoch FROM clock_timestamp() - received_at)::float8 FROM outbox
+WHERE batch_id = ANY (%(batch_ids)s::uuid[])
+ORDER BY received_at
 """
 
 COUNT_ATTEMPT = """
@@ -291,7 +346,17 @@ WITH held AS (
     SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE
 )
 UPDATE outbox SET attempts = attempts + 1 FROM held WHERE outbox.batch_id = held.batch_id
-RETURNING outbox.batch_id, outbox.event_count, outbox.attempts
+RETURNING outbox.batch_id, outbox.event_count, outbox.attempts,
+          extract(epoch FROM clock_timestamp() - outbox.received_at)::float8
+"""
+
+REQUESTS = """
+SELECT array_agg(request_id)
+FROM (
+    SELECT unnest(request_ids) AS request_id FROM facts
+    WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND action = 'RECEIVED'
+    LIMIT %(most)s
+) AS named
 """
 
 FORGIVE_ATTEMPT = """

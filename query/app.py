@@ -19,7 +19,7 @@ from chronicle.errors import DatabaseAway
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
-from query import audit, cursor, events, models, page, stats, trail
+from query import audit, cursor, events, metrics, models, page, stats, trail, watch
 from query.parameters import WHOLE, Cursor, EventId, From, Name, NamedEvent, NamedTopic, Readable, To
 
 POOL_SIZE = 10
@@ -36,26 +36,30 @@ def create_app(
     publish: bool = False,
     keyring: Keyring = (),
 ) -> FastAPI:
-    """The service over a database; nothing is opened before it runs. Redis is only looked at, for the page.
+    """The service over a database; nothing is opened before it runs. The broker, where it is known, is only looked at.
 
     `publish` says that POST /publish is answered at the same address, so that the OpenAPI document covers it.
     """
+    client = broker.connect_async(redis_url) if redis_url else None
     pool = database.read_pool(database_url, "query", POOL_SIZE)
-    queue = broker.connect_async(redis_url) if redis_url else None
     started = time.monotonic()
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         await pool.open()
+        metrics.SESSIONS.set(0)
+        metrics.MOST_SESSIONS.set(POOL_SIZE)
         yield
         await pool.close(timeout=2)
-        if queue:
-            await queue.aclose()
+        if client:
+            await client.aclose()
 
-    async def snapshot(work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Answer]]) -> Answer:
+    async def snapshot(
+        work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Answer]], seconds: float = ANSWER_SECONDS
+    ) -> Answer:
         """Runs the work, which is one statement and so one snapshot, on a session of the pool, in bounded time."""
         task = asyncio.create_task(_on_a_live_session(pool, work))
-        await asyncio.wait({task}, timeout=ANSWER_SECONDS)
+        await asyncio.wait({task}, timeout=seconds)
         if not task.done():
             # Not awaited: psycopg would wait for a stopped server to take the cancellation.
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
@@ -66,26 +70,14 @@ def create_app(
     closed = [Middleware(ApiKeys, keyring)]
     app = http.application("ChronicleWeaver", lifespan=running, middleware=closed, dependencies=[Readable])
 
-    page.serve(app, snapshot, queue)
+    page.serve(app, snapshot, client)
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
         """Alive."""
         return {"status": "healthy"}
 
-    @app.get("/ready", tags=["health"], responses=openapi.UNAVAILABLE)
-    async def ready() -> dict[str, str]:
-        """Ready to answer, or a 503 that says what is missing."""
-
-        async def look(connection: psycopg.AsyncConnection[Any]) -> Any:
-            version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
-            return version, await (await connection.execute(database.DURABILITY)).fetchone()
-
-        version, off = await snapshot(look)
-        database.check_schema(version)
-        if not settings.chronicle_allow_unsafe_database:
-            database.check_durability(off[0])
-        return {"status": "ready"}
+    watch.add_routes(app, snapshot, client, allow_unsafe=settings.chronicle_allow_unsafe_database)
 
     @app.get(
         "/events", tags=["query"], response_model=models.EventPage, responses=openapi.INVALID | openapi.UNAVAILABLE
@@ -169,7 +161,8 @@ async def _on_a_live_session(
         for _ in range(POOL_SIZE + 1):
             async with pool.connection() as connection:
                 try:
-                    return await work(connection)
+                    with metrics.SESSIONS.track_inprogress():
+                        return await work(connection)
                 except psycopg.errors.SerializationFailure:
                     continue  # a replica broke it off, to go on with what it receives
                 except psycopg.OperationalError:

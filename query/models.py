@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class Event(BaseModel):
@@ -113,3 +113,48 @@ class Trail(BaseModel):
     topic: str
     count: int
     sightings: list[Sighting]
+
+
+class Worker(BaseModel):
+    """A projector worker, by its last heartbeat; ages in seconds."""
+
+    worker_id: int
+    process: str
+    state: str
+    heartbeat_age: float
+    projected_age: float | None
+
+
+class Backlog(BaseModel):
+    """What is in flight; `batches` is counted up to a bound."""
+
+    batches: int
+    events: int
+    oldest_seconds: float
+
+
+class Broker(BaseModel):
+    """The stream of tickets."""
+
+    status: Literal["up", "away", "not known"]
+    tickets: int | None = None
+    pending: int | None = None
+
+
+class Checks(BaseModel):
+    """What /ready?verbose looked at."""
+
+    database: dict[str, str]
+    schema_: dict[str, str] = Field(alias="schema")
+    durability: dict[str, list[str]]
+    broker: Broker
+    backlog: Backlog
+    workers: list[Worker]
+
+
+class Ready(BaseModel):
+    """An answer of /ready; all but the status with `verbose` alone."""
+
+    status: Literal["ready", "degraded"]
+    problems: list[str] | None = None
+    checks: Checks | None = None

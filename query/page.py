@@ -5,7 +5,6 @@ These two are the page's own, change with it, and are not in the OpenAPI documen
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from email.message import Message
 from pathlib import Path
@@ -18,11 +17,11 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
-from chronicle import assets, logs
+from chronicle import assets, http, logs
 from chronicle.errors import ChronicleError
 from query import history, snapshot
+from query.broadcast import Broadcast
 from query.parameters import WHOLE
-from query.watching import Watching
 
 HERE = Path(__file__).parent / "assets"
 GREETING = {"message": "ChronicleWeaver is running...", "docs": "/docs"}
@@ -42,7 +41,7 @@ log = logs.get(__name__)
 def serve(app: FastAPI, ask: Ask, client: redis.asyncio.Redis | None) -> None:
     """Answers `/`, /assets and /dashboard; `ask` runs work on a database session, `client` is Redis where known."""
     files = StaticFiles(directory=HERE)
-    watching = Watching(lambda: _frame(ask, client))
+    broadcast = Broadcast(lambda: _frame(ask, client))
 
     @app.get("/", tags=["health"], responses=ROOT)
     async def root(request: Request) -> Response:
@@ -57,8 +56,10 @@ def serve(app: FastAPI, ask: Ask, client: redis.asyncio.Redis | None) -> None:
     @app.get("/dashboard/stream", include_in_schema=False)
     async def get_stream(request: Request) -> Response:
         """What the page shows, once a second, as server-sent events."""
-        stopping = request.scope.get("state", {}).get("stopping") or asyncio.Event()
-        return StreamingResponse(watching.stream(stopping), media_type="text/event-stream", headers=STREAM_HEADERS)
+        if http.HEAD in request.scope:
+            return Response(media_type="text/event-stream", headers=STREAM_HEADERS)
+        frames = broadcast.stream(request.state.stopping)
+        return StreamingResponse(frames, media_type="text/event-stream", headers=STREAM_HEADERS)
 
     @app.get("/dashboard/history", include_in_schema=False)
     async def get_history(minutes: Annotated[int, Query(ge=1, le=1440), WHOLE] = 15) -> Response:

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from chronicle import broker
 from chronicle.errors import BrokerAway
-from query import audit
+from query import audit, system
 
 MOST_TOPICS = 50
 NEWEST = 20
@@ -38,11 +38,12 @@ class Books(Struct):
 
 
 class Outbox(Struct):
-    """The batches in flight."""
+    """The batches in flight. `late`: the oldest has waited for longer than projecting may take."""
 
     batches: int
     events: int
     oldest_seconds: float | None
+    late: bool
 
 
 class Topic(Struct):
@@ -64,6 +65,7 @@ class Worker(Struct):
     process: str
     state: str
     silent_seconds: float
+    silent: bool
     projected_seconds: float | None
     projected: int
     pending: int | None
@@ -117,12 +119,10 @@ WHERE sums.all_topics OR sums.rank <= %(topics)s
 ORDER BY sums.rank
 """
 
-# A worker that said nothing for so long is not coming back.
 HEARTBEATS = """
-SELECT worker_id::int, process, state, extract(epoch FROM clock_timestamp() - seen_at)::float8,
+SELECT worker_id::int, process, state, age, age > %(silent)s,
        extract(epoch FROM clock_timestamp() - projected_at)::float8
-FROM workers
-WHERE seen_at > clock_timestamp() - interval '10 minutes'
+FROM workers CROSS JOIN LATERAL (SELECT extract(epoch FROM clock_timestamp() - seen_at)::float8) AS heartbeat(age)
 ORDER BY worker_id
 """
 
@@ -131,10 +131,10 @@ async def take(connection: psycopg.AsyncConnection[Any], queue: Queue) -> Snapsh
     """The snapshot of this moment; `queue` is what Redis said."""
     rows = await (await connection.execute(COUNTED, {"topics": MOST_TOPICS})).fetchall()
     whole = next(row for row in rows if row[0] and row[1] is None)
-    outbox = Outbox(*whole[11:])
+    outbox = Outbox(*(*whole[11:], (whole[13] or 0) > system.LATE_SECONDS))
     projected = {row[1]: sum(row[5:9]) for row in rows if row[1] is not None}
     topics = [row for row in rows if not row[0]]
-    heartbeats = await (await connection.execute(HEARTBEATS)).fetchall()
+    heartbeats = await (await connection.execute(HEARTBEATS, {"silent": system.SILENT_SECONDS})).fetchall()
     newest = {"action": "PROCESSED", "topic": None, "event_id": None, "from": None, "to": None}
     return Snapshot(
         at=whole[10],
@@ -163,17 +163,19 @@ async def look(client: redis.asyncio.Redis | None) -> Queue:
         return Queue(away="this service was not told where Redis is: REDIS_URL")
     try:
         async with asyncio.timeout(BROKER_SECONDS):
-            with broker.ours():
-                return await _ask(client)
+            stream = await system.queue(client)
+            pending = await _pending_by_consumer(client) if stream else {}
     except (BrokerAway, TimeoutError):
+        stream = None
+    if stream is None:
         return Queue(away="Redis does not answer; events are projected from the outbox")
+    return Queue(length=stream.tickets, pending=stream.pending, pending_by_consumer=pending)
 
 
-async def _ask(client: redis.asyncio.Redis) -> Queue:
-    length = await client.xlen(broker.STREAM)
-    try:
-        consumers = await client.xinfo_consumers(broker.STREAM, broker.GROUP)
-    except ResponseError:
-        consumers = []  # there is no stream, or no group, before the first worker or after FLUSHALL
-    pending = {consumer["name"]: consumer["pending"] for consumer in consumers}
-    return Queue(length=length, pending=sum(pending.values()), pending_by_consumer=pending)
+async def _pending_by_consumer(client: redis.asyncio.Redis) -> dict[str, int]:
+    with broker.ours():
+        try:
+            consumers = await client.xinfo_consumers(broker.STREAM, broker.GROUP)
+        except ResponseError:
+            return {}  # there is no stream, or no group, before the first worker or after FLUSHALL
+    return {consumer["name"]: consumer["pending"] for consumer in consumers}

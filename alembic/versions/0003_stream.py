@@ -9,6 +9,15 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+RECEIVED_EVENTS_VIEW = """
+CREATE OR REPLACE VIEW received_events AS
+SELECT f.batch_id, generate_series(1, f.event_count) AS position, unnest(f.event_ids) AS event_id,
+       unnest(f.topics) AS topic, unnest(f.sources) AS source, unnest(f.payloads) AS payload,
+       unnest(f.timestamps) AS "timestamp"
+FROM facts f
+WHERE f.event_ids IS NOT NULL
+"""
+
 COUNT_CONFLICTS = """
 UPDATE stats SET conflicts = counted.conflicts
 FROM (
@@ -120,6 +129,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("worker_id", name="pk_workers"),
         comment="Heartbeats of the projector workers",
     )
+    op.execute(RECEIVED_EVENTS_VIEW)
     op.execute(COUNT_CONFLICTS)
     op.execute(SEQUENCE_WHAT_IS_THERE)
     op.get_bind().exec_driver_sql(GRANTS.replace("%", "%%"))

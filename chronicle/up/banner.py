@@ -14,11 +14,15 @@ from chronicle.up import binaries
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
-def show(url: str, home: Path, database_url: str | None) -> None:
-    """Writes it to standard output. `database_url` is our own PostgreSQL's; None where DATABASE_URL names another."""
+def show(url: str, home: Path, database_url: str | None, metrics: str) -> None:
+    """Writes it to standard output.
+
+    `database_url` is our own PostgreSQL's; None where DATABASE_URL names another. `metrics`: where the projectors' are.
+    """
     lines = {
         "API": url,
         "Docs": f"{url}/docs",
+        "Metrics": f"{url}/metrics, and of projectors {metrics}",
         "PostgreSQL": _psql(database_url),
         "Data": str(home),
         "Publish": _publish(url),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,13 @@ def end_leftovers(home: Path, pause: Pause) -> None:
         if service in ("api", "projector") and (pid := part.get("pid")):
             end_orphan(pid, (f"-m chronicle {service} ",), [(signal.SIGTERM, 3.0)], pause)
     runfile.remove(home)
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, with nothing in it and closed to others."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    return folder
 
 
 def _take(lock: TextIO, home: Path) -> None:

@@ -19,10 +19,10 @@ from subprocess import Popen
 from chronicle import logs, runfile
 from chronicle.errors import StartError
 from chronicle.runfile import Part
-from chronicle.settings import Settings
+from chronicle.settings import METRICS_FOLDER, METRICS_PROCESS, Settings
 from chronicle.up import banner, ports, servers
 from chronicle.up.children import Log, Step, finish, spawn, stop
-from chronicle.up.home import end_leftovers, locked
+from chronicle.up.home import emptied, end_leftovers, locked
 from chronicle.up.servers import Postgres, Valkey
 from chronicle.up.wakeup import Stopped, Wakeup
 
@@ -43,6 +43,7 @@ class Child:
     launch: Callable[[], Popen[bytes]]
     stop_steps: tuple[Step, ...]
     url: str | None = None
+    metrics: str | None = None
     process: Popen[bytes] | None = None
     started: float = 0.0
     delay: float = FIRST_DELAY
@@ -83,6 +84,8 @@ class Child:
             part["pid"] = self.process.pid
         if self.url:
             part["url"] = self.url
+        if self.metrics:
+            part["metrics"] = self.metrics
         return part
 
 
@@ -92,21 +95,30 @@ def run(settings: Settings, host: str, port: int, *, api_processes: int, project
     home = settings.chronicle_home.absolute()
     with locked(home), Wakeup() as wakeup, suppress(Stopped):
         end_leftovers(home, wakeup.pause)
-        with ports.listen(host, port) as listening:
-            Supervisor(settings, home, listening, wakeup, processes).run()
+        with ports.listen(host, port) as listening, ports.listen("127.0.0.1", 0) as scraped:
+            Supervisor(settings, home, listening, scraped=scraped, wakeup=wakeup, processes=processes).run()
 
 
 class Supervisor:
     """The children of one `chronicle up`."""
 
     def __init__(
-        self, settings: Settings, home: Path, listening: socket.socket, wakeup: Wakeup, processes: Mapping[str, int]
+        self,
+        settings: Settings,
+        home: Path,
+        listening: socket.socket,
+        *,
+        scraped: socket.socket,
+        wakeup: Wakeup,
+        processes: Mapping[str, int],
     ) -> None:
-        """`processes`: how many of each service."""
+        """`scraped`: the socket of the projectors' metrics; `processes`: how many of each service."""
         self._processes = processes
         self._settings = settings
         self._home = home
         self._listening = listening
+        self._scraped = scraped
+        self._metrics_url = "http://{}:{}/metrics".format(*ports.reachable(scraped))
         self._wakeup = wakeup
         self._log = logs.get(__name__)
         self._host, self._port = ports.reachable(listening)
@@ -119,7 +131,8 @@ class Supervisor:
         """Starts, watches, stops. Raises Stopped, or StartError after stopping what had been started."""
         try:
             self._start_all()
-            banner.show(self._url, self._home, None if self._settings.database_url else self._database_url)
+            own_database = None if self._settings.database_url else self._database_url
+            banner.show(self._url, self._home, own_database, self._metrics_url)
             while True:
                 self._watch()
         finally:
@@ -137,9 +150,10 @@ class Supervisor:
         if not self._database_url:
             self._database_url = self._start_server(Postgres(self._home))
         self._migrate()
-        fd = self._listening.fileno()
-        self._start_service("api", ["--fd", str(fd)], until=3.0, pass_fds=[fd], url=self._url)
-        self._start_service("projector", until=4.5)
+        fd, metrics_fd = self._listening.fileno(), self._scraped.fileno()
+        self._start_service("api", ["--fd", str(fd)], until=3.0, fd=fd, url=self._url)
+        options = ["--metrics-fd", str(metrics_fd)]
+        self._start_service("projector", options, until=4.5, fd=metrics_fd, metrics=self._metrics_url)
         self._write_runfile()
         self._await_ready()
 
@@ -154,13 +168,16 @@ class Supervisor:
         return server.url
 
     def _start_service(
-        self, service: str, options: Sequence[str] = (), *, until: float, pass_fds: Sequence[int] = (), url: str = ""
+        self, service: str, options: Sequence[str], *, until: float, fd: int, url: str = "", metrics: str = ""
     ) -> None:
-        """Starts each process of a service; the first has its name, the others `name-2` and so on."""
+        """Starts each process of a service on a socket; the first has its name, the others `name-2` and so on."""
+        folder = emptied(self._home / "metrics" / service)
         for number in range(1, self._processes[service] + 1):
             name = service if number == 1 else f"{service}-{number}"
-            launch = partial(self._spawn, service, *options, pass_fds=pass_fds)
-            self._children[name] = Child(name, launch, ((signal.SIGTERM, until),), url)
+            together = self._processes[service] > 1
+            counts_in = {METRICS_FOLDER: str(folder), METRICS_PROCESS: name} if together else {}
+            launch = partial(self._spawn, service, *options, fds=[fd], environment=counts_in)
+            self._children[name] = Child(name, launch, ((signal.SIGTERM, until),), url, metrics)
             self._children[name].start()
 
     def _migrate(self) -> None:
@@ -169,13 +186,19 @@ class Supervisor:
         if finish(self._spawn("migrate", log=log.begin()), self._wakeup.pause):
             raise StartError(log.tail(1).removeprefix("chronicle: ") or "chronicle migrate was killed")
 
-    def _spawn(self, *words: str, log: Path | None = None, pass_fds: Sequence[int] = ()) -> Popen[bytes]:
+    def _spawn(
+        self,
+        *words: str,
+        log: Path | None = None,
+        fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Popen[bytes]:
         return spawn(
             [sys.executable, "-m", "chronicle", *words],
-            environment=self._environment(),
+            environment=self._environment() | dict(environment or {}),
             death_signal=signal.SIGTERM,
             log=log,
-            pass_fds=pass_fds,
+            pass_fds=fds,
         )
 
     def _environment(self) -> dict[str, str]:
@@ -255,6 +278,7 @@ class Supervisor:
         began = time.monotonic()
         self._log.info("stopping")
         self._listening.close()
+        self._scraped.close()
         for part in STOP_ORDER:
             running = [child for child in self._children.values() if child.process and child.is_of(part)]
             with ThreadPoolExecutor(max(len(running), 1)) as pool:

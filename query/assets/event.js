@@ -25,8 +25,9 @@ function useTrail(topic, id) {
           if (trail.sightings.some((each) => each.outcome === null)) again = setTimeout(load, AGAIN_MS);
         })
         .catch((error) => left || setAnswer({ error: error.message }));
-    setAnswer({});
-    load();
+    const nameless = [topic, id].find((name) => name === "." || name === "..");
+    setAnswer(nameless ? { error: `A browser cannot ask for the name ${nameless}; other clients can.` } : {});
+    if (!nameless) load();
     return () => {
       left = true;
       clearTimeout(again);

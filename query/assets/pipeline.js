@@ -4,9 +4,6 @@ import { html } from "./vendor/preact-htm.js";
 import { count, rate, span } from "./format.js";
 import { rateOf } from "./series.js";
 
-export const SILENT_SECONDS = 10;
-const OLD_SECONDS = 5;
-
 const plural = (number, one) => `${count(number)} ${one}${number === 1 ? "" : one.endsWith("ch") ? "es" : "s"}`;
 
 /** The boxes of a snapshot: name, figure, what it says below, and why it is stuck (null where it is not). */
@@ -15,7 +12,7 @@ export function boxes(snapshots) {
   const { books, outbox, queue, workers } = now;
   const fast = (get) => rate(rateOf(snapshots, get));
   const outcomes = (each) => each.books.received - each.books.in_flight;
-  const alive = workers.filter((worker) => worker.silent_seconds <= SILENT_SECONDS);
+  const alive = workers.filter((worker) => !worker.silent);
   const idle = books.in_flight === 0;
   return [
     ["HTTP", fast((each) => each.books.received), "POST /publish", null],
@@ -24,7 +21,7 @@ export function boxes(snapshots) {
       "Outbox",
       plural(outbox.batches, "batch"),
       outbox.batches ? `${plural(outbox.events, "event")}, oldest ${span(outbox.oldest_seconds)}` : "nothing waits",
-      outbox.oldest_seconds > OLD_SECONDS ? `the oldest batch has waited for ${span(outbox.oldest_seconds)}` : null,
+      outbox.late ? `the oldest batch has waited for ${span(outbox.oldest_seconds)}` : null,
     ],
     [
       "Stream",
@@ -36,7 +33,7 @@ export function boxes(snapshots) {
       "Workers",
       fast(outcomes),
       `${alive.length} of ${workers.length} at work`,
-      alive.length ? null : "no worker has given a sign of life for 10 s",
+      alive.length ? null : "no worker gives a sign of life",
     ],
     [
       "Read models",

@@ -2,7 +2,6 @@
 
 import { html } from "./vendor/preact-htm.js";
 import { count, rate, share, span } from "./format.js";
-import { SILENT_SECONDS } from "./pipeline.js";
 import { rateOf, seconds } from "./series.js";
 
 export const named = (topic) => (topic === "" ? "(empty)" : topic);
@@ -72,18 +71,17 @@ export function Workers({ snapshots }) {
             </tr>
           </thead>
           <tbody>
-            ${workers.map((each) => {
-              const silent = each.silent_seconds > SILENT_SECONDS;
-              return html`
-                <tr key=${each.worker_id} class=${silent ? "wrong" : ""} title=${each.process}>
+            ${workers.map(
+              (each) => html`
+                <tr key=${each.worker_id} class=${each.silent ? "wrong" : ""} title=${each.process}>
                   <td>${each.worker_id}</td>
-                  <td>${silent ? `silent for ${span(each.silent_seconds)}` : each.state}</td>
+                  <td>${each.silent ? `silent for ${span(each.silent_seconds)}` : each.state}</td>
                   <td class="figure">${rate(rateOf(snapshots, projected(each.worker_id)))}</td>
                   <td class="figure">${span(each.projected_seconds)}</td>
                   <td class="figure">${each.pending === null ? "–" : count(each.pending)}</td>
                 </tr>
-              `;
-            })}
+              `,
+            )}
           </tbody>
         </table>
       </div>

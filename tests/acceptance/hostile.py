@@ -327,7 +327,11 @@ STALLED = [
 """These are answered once the service has waited long enough."""
 
 LEFT_TO_A_GATEWAY = {
+    "no version",
     "a line feed alone",
+    "a header name in UTF-8",
+    "chunks that end with a line feed",
+    "a line feed in a chunk extension",
     "a header without a colon",
     "an endless chunk extension",
     "endless trailers",
@@ -335,6 +339,10 @@ LEFT_TO_A_GATEWAY = {
     "a path of NULs",
     "a path that climbs",
 }
-"""What nginx allows, closes without an answer or refuses with another status, before the service has seen it."""
+"""What nginx allows, closes without an answer or refuses with another status, before the service has seen it.
+
+What it allows it does not hand on: it leaves such a header out, and reads chunks whole, to send them on its own way. A
+request without a version gets its refusal without a head, as HTTP/0.9 has it.
+"""
 
 QUICK = [*NOT_HTTP, *HEADERS, *BODIES, *VALUES, *QUERIES, *ROUTES]

@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from servers import eventually
 from structlog.testing import capture_logs
 
-from chronicle import database, rebuild, roles, verify
+from chronicle import database, history, rebuild, roles, verify
 from chronicle.errors import NotAllowed
 from chronicle.ledger import new_batch_id
 from chronicle.tables import metadata
@@ -24,7 +24,7 @@ from chronicle.up.servers import Postgres, start
 from command.dispatch import Dispatcher
 from command.receive import Writer
 from projector.worker import Worker
-from query import audit, events, stats
+from query import audit, events, stats, system
 
 SERVICES = ("command", "projector", "query")
 EVERYTHING = {"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"}
@@ -144,11 +144,11 @@ async def test_all_three_services_work_with_nothing_but_their_roles(login: dict[
     batch_id = new_batch_id()
     await writer.record_received(batch_id, columns(*events_twice))
     assert await dispatcher.dispatch([batch_id])
+    await writer.connection.execute(history.SAMPLE)
     await writer.close()
     await dispatcher.close()
-    worker = Worker(login["projector"], queue, threading.Event())
+    worker = Worker(login["projector"], queue, threading.Event(), keeps_history=True)
     eventually(worker.run_once)
-    worker.close()
     async with database.read_pool(login["query"], "query", 2) as pool, pool.connection() as connection:
         books = await stats.totals(connection, 0)
         assert (books["unique_processed"], books["duplicated_dropped"], books["in_flight"]) == (2, 2, 0)
@@ -156,6 +156,9 @@ async def test_all_three_services_work_with_nothing_but_their_roles(login: dict[
         filters = dict.fromkeys(("topic", "source", "event_id", "from", "to", "action"))
         assert b'"count":2' in (await events.page(connection, filters, 10, None)).replace(b" ", b"")
         assert b"PROCESSED" in await audit.page(connection, filters, 10, None)
+        assert len((await system.look(connection)).workers) == 1
+        worker.close()
+        assert (await system.look(connection)).workers == []
 
 
 async def test_a_service_takes_its_role_where_its_user_may(database_url: str) -> None:

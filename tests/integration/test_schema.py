@@ -12,11 +12,12 @@ import sqlalchemy
 from given import event, receive
 from psycopg import errors as pg
 
-from chronicle import database, ledger, roles, tables
+from chronicle import database, history, ledger, roles, tables
 from chronicle.errors import DatabaseAway, SchemaBehind
 from command import receive as receiving
 from command import watch
-from projector import projection, worker
+from projector import heartbeat, projection, worker
+from query import system
 
 CATALOG = {
     "columns": """
@@ -109,7 +110,7 @@ async def test_facts_cannot_be_changed_or_removed(
 
 STATEMENTS = {
     f"{module.__name__}.{name}": text
-    for module in (ledger, receiving, watch, projection, worker, database, roles)
+    for module in (ledger, receiving, watch, projection, worker, heartbeat, history, system, database, roles)
     for name, text in vars(module).items()
     if name.isupper() and isinstance(text, str) and text.split()[:1] in (["WITH"], ["SELECT"], ["UPDATE"], ["INSERT"])
 }

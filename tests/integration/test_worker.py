@@ -47,11 +47,11 @@ class Turn:
         self.asked = 0
         self._lock = threading.Lock()
 
-    def __enter__(self) -> None:
+    def acquire(self, timeout: float) -> bool:
         self.asked += 1
-        self._lock.acquire()
+        return self._lock.acquire(timeout=timeout)
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
         self._lock.release()
 
 

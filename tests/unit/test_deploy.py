@@ -27,30 +27,52 @@ LASTING = {"postgres", "redis", "command", "query", "projector", "gateway"}
 
 
 def test_the_services_are_those_of_the_deployment() -> None:
-    assert SERVICES.keys() == LASTING | {"migrate", "publisher", "k6"}
+    assert SERVICES.keys() == LASTING | {"migrate", "publisher", "k6", "prometheus"}
     images = {name: service["image"] for name, service in SERVICES.items()}
     assert images["postgres"] == "postgres:18-bookworm"
     assert images["redis"] == "redis:8-bookworm"
     assert images["gateway"] == "nginx:1-bookworm"
     assert images["k6"] == "grafana/k6:1.1.0"
+    assert images["prometheus"] == "prom/prometheus:v3.5.0"
     assert {name for name, image in images.items() if image == "chronicleweaver"} == SERVICES.keys() - {
-        "postgres", "redis", "gateway", "k6"
+        "postgres", "redis", "gateway", "k6", "prometheus"
     }  # fmt: skip
 
 
+def test_one_service_builds_the_image_of_all_and_nobody_looks_for_it_elsewhere() -> None:
+    assert [name for name, service in SERVICES.items() if "build" in service] == ["migrate"]
+    ours = {name for name, service in SERVICES.items() if service["image"] == "chronicleweaver"}
+    assert {name for name, service in SERVICES.items() if service.get("pull_policy") == "never"} == ours
+
+
 def test_only_the_gateway_is_published_and_by_default_to_this_machine_alone() -> None:
-    assert {name for name, service in SERVICES.items() if "ports" in service} == {"gateway"}
-    assert SERVICES["gateway"]["ports"] == ["${GATEWAY_ADDRESS:-127.0.0.1:8080}:8080"]
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {
+        "gateway": ["${GATEWAY_ADDRESS:-127.0.0.1:8080}:8080"],
+        "prometheus": ["${PROMETHEUS_ADDRESS:-127.0.0.1:9090}:9090"],
+    }
+    assert SERVICES["prometheus"]["profiles"] == ["metrics"]
     assert not any("network_mode" in service for service in SERVICES.values())
 
 
 def test_the_databases_are_on_a_network_that_leads_nowhere_and_that_the_gateway_is_not_on() -> None:
     assert {name for name, network in COMPOSE["networks"].items() if not (network or {}).get("internal")} == {"public"}
-    assert {name for name, service in SERVICES.items() if "public" in service["networks"]} == {"gateway"}
+    assert {name for name, service in SERVICES.items() if "public" in service["networks"]} == {"gateway", "prometheus"}
     for name in ("postgres", "redis"):
         assert SERVICES[name]["networks"] == ["data"]
-    for name in ("gateway", "publisher", "k6"):
+    for name in ("gateway", "publisher", "k6", "prometheus"):
         assert "data" not in SERVICES[name]["networks"]
+
+
+def test_prometheus_asks_every_container_of_each_service_at_the_port_that_it_answers_on() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "metrics" / "prometheus.yml").read_text())
+    asked = {job["job_name"]: job["dns_sd_configs"] for job in config["scrape_configs"]}
+    assert {name for name, service in SERVICES.items() if "watch" in service["networks"]} == {*asked, "prometheus"}
+    for name, [source] in asked.items():
+        words = SERVICES[name]["command"] + SERVICES[name].get("healthcheck", {}).get("test", [])
+        assert source["names"] == [name]
+        assert str(source["port"]) in words or f":{source['port']}/" in words[-1]
+    assert config["rule_files"] == ["alerts.yml"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -169,6 +191,17 @@ def test_a_pod_has_no_rights_bounded_resources_and_secrets_by_reference(name: st
     assert "readinessProbe" in container or name == "chronicle-migrate"
     secret = {each["name"] for each in container["env"] if "valueFrom" in each}
     assert {"DATABASE_URL", "REDIS_URL", "CHRONICLE_API_KEYS"} & {e["name"] for e in container["env"]} == secret
+
+
+@pytest.mark.parametrize(
+    "manifest", [m for m in MANIFESTS if m["kind"] == "Deployment"], ids=lambda m: m["metadata"]["name"]
+)
+def test_the_pods_of_a_deployment_are_spread_over_nodes_and_have_time_to_stop(manifest: dict[str, Any]) -> None:
+    pod = manifest["spec"]["template"]["spec"]
+    [spread] = pod["topologySpreadConstraints"]
+    assert spread["labelSelector"] == manifest["spec"]["selector"]
+    asleep = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    assert pod["terminationGracePeriodSeconds"] >= asleep + 15  # as compose.yml gives each of them
 
 
 def test_each_deployment_has_a_disruption_budget_and_each_backend_a_service() -> None:

@@ -88,6 +88,8 @@ def test_a_missing_field_is_named(field: str) -> None:
         ("timestamp", "0001-01-01T00:00:00+14:00"),
         ("timestamp", "10000-01-01T00:00:00Z"),
         ("timestamp", "\uff12025-01-01T00:00:00Z"),
+        ("timestamp", "2025-01-01T00:00:0\\u0030"),
+        ("timestamp", '2025-01-01T00:00:00Z","2025-01-01T00:00:00Z'),
     ],
 )
 def test_a_bad_value_is_refused_by_its_place(field: str, value: Any) -> None:
@@ -103,6 +105,7 @@ def test_a_bad_value_is_refused_by_its_place(field: str, value: Any) -> None:
         ('{"message": null}', "message"),
         ('{"timestamp": 5}', "timestamp"),
         ('{"timestamp": "yesterday"}', "timestamp"),
+        ('{"timestamp": "0001-01-01T00:00:00+14:00"}', "timestamp"),
     ],
 )
 def test_message_and_timestamp_of_a_payload_are_checked(payload: str, place: str) -> None:

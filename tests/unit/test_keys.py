@@ -34,6 +34,8 @@ NEEDED = {
     ("query", "/stats"): "read",
     ("query", "/audit"): "read",
     ("query", "/audit/summary"): "read",
+    ("command", "/metrics"): "read",
+    ("query", "/metrics"): "read",
     ("query", "/dashboard/stream"): "read",
     ("query", "/dashboard/history"): "read",
     ("query", "/"): None,
@@ -105,7 +107,16 @@ def test_each_route_wants_its_scope(app: str, method: str, path: str) -> None:
         assert passed if needed is None or status == 200 else got == status, (secret, got)
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/publish/more", "/events/1", "/Events", "/.env", "/metrics"])
+@pytest.mark.parametrize("query", ["verbose", "verbose=1", "%76erbose", "x=1"])
+def test_what_a_probe_says_of_the_inside_wants_the_scope_read(query: str) -> None:
+    path = f"/ready?{query}"
+    assert call("query", "GET", "/ready", {}) == 503
+    assert call("query", "GET", path, {}) == 401
+    assert call("query", "GET", path, bearer(SECRETS["publish"])) == 403
+    assert call("query", "GET", path, bearer(SECRETS["read"])) == 503
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/publish/more", "/events/1", "/Events", "/.env", "/metrics/more"])
 @pytest.mark.parametrize("app", APPS)
 def test_a_path_that_is_no_route_is_closed(app: str, path: str) -> None:
     assert call(app, "GET", path, {}) == 401

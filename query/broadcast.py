@@ -15,7 +15,7 @@ HEARTBEAT = b":\n\n"
 """A comment, which tells a watcher that the service is there while there is no frame."""
 
 
-class Watching:
+class Broadcast:
     """The latest frame, and who waits for the next one. A watcher that reads slowly misses frames, and holds none."""
 
     def __init__(self, make: Callable[[], Awaitable[bytes]]) -> None:
