@@ -186,6 +186,22 @@ def publish(
     raise typer.Exit(run.publish(options))
 
 
+@app.command()
+def tail(
+    topics: Annotated[list[str] | None, typer.Argument(help="Only these topics.", metavar="[TOPIC]...")] = None,
+    after: Annotated[str, typer.Option(help="A position, 0 for all there is, or now.")] = "now",
+    url: Annotated[str | None, typer.Option(help="Where to listen  [default: AGGREGATOR_URL]")] = None,
+) -> None:
+    """Print processed events as they come, until Ctrl-C: readable on a terminal, JSON Lines in a pipe.
+
+    A lost connection is made again, and nothing is skipped or repeated.
+    """
+    from chronicle import tail as follower  # noqa: PLC0415
+
+    settings = Settings.load()
+    follower.tail(url or settings.aggregator_url, topics or [], after, keys.bearer(settings))
+
+
 failed = typer.Typer(no_args_is_help=True, help="Show events that could not be projected, or try them again.")
 app.add_typer(failed, name="failed")
 

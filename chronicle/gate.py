@@ -15,6 +15,7 @@ from chronicle.keys import Key, Keyring, digest
 ROUTES: dict[str, str | None] = {
     "/publish": "publish",
     "/events": "read",
+    "/events/stream": "read",
     "/events/{topic}/{event_id}": "read",
     "/events/{topic}/{event_id}/trail": "read",
     "/stats": "read",

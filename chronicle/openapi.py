@@ -43,6 +43,12 @@ def _error(description: str) -> dict[str, Any]:
 INVALID: dict[int | str, dict[str, Any]] = {422: _error("A parameter is not valid")}
 NOT_THERE: dict[int | str, dict[str, Any]] = {404: _error("There is no such event: the type of the error says why")}
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: _error("Not available now; Retry-After says when to try again")}
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Messages whose `data` is an event as /events gives it, and whose `id` is its position",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
 
 EVERYWHERE: dict[str, dict[str, Any]] = {
     "400": _error("The request is not HTTP/1.1"),

@@ -175,6 +175,35 @@ CHECKS = (
            OR "timestamp" NOT BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.999999+00'
         """,
     ),
+    Check(
+        9,
+        "every PROCESSED fact is in the stream once, or waits for its place, and nothing else is there",
+        """
+        WITH placed AS (
+            SELECT fact_id, batch_id, attempt FROM stream UNION ALL SELECT fact_id, batch_id, attempt FROM unsequenced
+        )
+        SELECT 'in ' || counted.places || ' places: fact ' || f.id || ' of batch ' || f.batch_id
+        FROM facts f
+        LEFT JOIN (SELECT fact_id, count(*) AS places FROM placed GROUP BY fact_id) AS p ON p.fact_id = f.id
+        CROSS JOIN LATERAL (SELECT coalesce(p.places, 0) AS places) AS counted
+        WHERE f.action = 'PROCESSED' AND counted.places <> 1
+        UNION ALL
+        SELECT 'no PROCESSED fact: ' || fact_id || ' of batch ' || batch_id FROM placed p
+        WHERE NOT EXISTS (
+            SELECT FROM facts f
+            WHERE f.batch_id = p.batch_id AND f.action = 'PROCESSED' AND f.attempt = p.attempt AND f.id = p.fact_id
+        )
+        """,
+    ),
+    Check(
+        9,
+        f"no PROCESSED fact waits for its place for more than {OVERDUE_SECONDS} s",
+        f"""
+        SELECT 'batch ' || batch_id || ' since ' || f.recorded_at FROM unsequenced
+        JOIN facts f USING (batch_id, attempt)
+        WHERE f.action = 'PROCESSED' AND f.recorded_at < clock_timestamp() - interval '{OVERDUE_SECONDS} s'
+        """,
+    ),
 )
 
 

@@ -146,14 +146,14 @@ def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], work
     projected before, or are no longer there. Raises psycopg.Error, and then nothing has changed.
     """
     began = time.monotonic()
-    won: list[tuple[UUID, list[int]]] = []
+    won: list[Won] = []
     with connection.transaction():
         claimed = _claim(connection, batch_ids, worker_id)
         if claimed:
             everything = {"batch_ids": list(claimed), "first": 1, "last": RECORD_POSITIONS}
             won = connection.execute(INSERT_FIRST_SIGHTINGS, everything, prepare=True).fetchall()
             record_outcome(connection, claimed, worker_id, won, {})
-    metrics.projected(claimed, (these for _, these in won), 0, time.monotonic() - began)
+    metrics.projected(claimed, (these for *_, these in won), 0, time.monotonic() - began)
     return list(claimed)
 
 
@@ -163,13 +163,13 @@ def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id
     Gives the errors by position. Raises psycopg.Error, and then nothing has changed.
     """
     began = time.monotonic()
-    won: list[tuple[UUID, list[int]]] = []
+    won: list[Won] = []
     errors: dict[int, str] = {}
     with connection.transaction():
         if claimed := _claim(connection, [batch_id], worker_id):
             won = insert_apart(connection, batch_id, 1, claimed[batch_id], errors)
             record_outcome(connection, claimed, worker_id, won, errors)
-    metrics.projected(claimed, (these for _, these in won), len(errors), time.monotonic() - began)
+    metrics.projected(claimed, (these for *_, these in won), len(errors), time.monotonic() - began)
     return errors
 
 

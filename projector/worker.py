@@ -55,11 +55,14 @@ class Worker:
         redis_url: str,
         stop: threading.Event,
         turn: threading.Lock | None = None,
+        projected: threading.Event | None = None,
         *,
         keeps_history: bool = False,
     ) -> None:
-        """`turn` is shared by the workers of a process, of whom one `keeps_history`."""
+        """`turn` is shared by the workers of a process, of whom one `keeps_history`; `projected` is set after each
+        commit, for the sequencer."""
         self._turn = turn or threading.Lock()
+        self._projected = projected or threading.Event()
         self._database_url = database_url
         self._redis = broker.connect(redis_url)
         self._stop = stop
@@ -265,6 +268,7 @@ class Worker:
             else:
                 projected = set(project(connection, [batch[0] for batch in group], self.worker_id))
                 self._note_lag(batch for batch in group if batch[0] in projected)
+            self._projected.set()
         except psycopg.OperationalError as error:
             metrics.PROJECT_FAILURES.inc()
             self._not_their_fault(connection, group)

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 import psycopg
-from fastapi import FastAPI, Query
-from fastapi.responses import Response
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import Response, StreamingResponse
 from psycopg_pool import AsyncConnectionPool
 from starlette.middleware import Middleware
 
@@ -19,8 +19,8 @@ from chronicle.errors import DatabaseAway
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
-from query import audit, cursor, events, metrics, models, page, stats, trail, watch
-from query.parameters import WHOLE, Cursor, EventId, From, Name, NamedEvent, NamedTopic, Readable, To
+from query import audit, cursor, events, feed, metrics, models, page, stats, trail, watch
+from query.parameters import WHOLE, After, Cursor, EventId, From, LastEventId, Name, Readable, To, Topics
 
 POOL_SIZE = 10
 ANSWER_SECONDS = 10
@@ -70,7 +70,7 @@ def create_app(
     closed = [Middleware(ApiKeys, keyring)]
     app = http.application("ChronicleWeaver", lifespan=running, middleware=closed, dependencies=[Readable])
 
-    page.serve(app, snapshot, client)
+    page.add_routes(app, snapshot, client)
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
@@ -97,29 +97,25 @@ def create_app(
         place = cursor.decode(after, events.Place)
         return _json(await snapshot(lambda connection: events.page(connection, filters, limit, place)))
 
-    async def get_event(topic: NamedTopic, event_id: NamedEvent) -> Response:
-        """One stored event. A 404 says whether it was never received, is in flight, or failed."""
-        return _json(await snapshot(lambda connection: trail.stored(connection, topic, event_id)))
+    subscribers = feed.Feed(snapshot)
 
-    async def get_trail(
-        topic: NamedTopic, event_id: NamedEvent, limit: Annotated[int, Query(ge=1, le=1000), WHOLE] = 100
+    @app.get(
+        "/events/stream",
+        tags=["query"],
+        response_class=StreamingResponse,
+        responses=openapi.EVENT_STREAM | openapi.INVALID | openapi.UNAVAILABLE,
+    )
+    async def get_stream(
+        request: Request,
+        *,
+        topic: Topics = (),
+        after: After = feed.NOW,
+        last_event_id: LastEventId = None,
     ) -> Response:
-        """Every fact about every sighting of one event: the stored sighting first, then the others in order of time."""
-        return _json(await snapshot(lambda connection: trail.trail(connection, topic, event_id, limit)))
+        """Processed events as server-sent events, for as long as you listen; `Last-Event-ID` wins over `after`."""
+        return await subscribers.answer(request, topic, last_event_id or after)
 
-    for path, endpoint, model in (
-        ("/events/{topic}/{event_id}", get_event, models.Event),
-        ("/events/{topic}/{event_id}/trail", get_trail, models.Trail),
-    ):
-        app.router.add_api_route(
-            path,
-            endpoint,
-            methods=["GET"],
-            tags=["query"],
-            response_model=model,
-            responses=openapi.NOT_THERE | openapi.INVALID | openapi.UNAVAILABLE,
-            route_class_override=trail.Route,
-        )
+    trail.add_routes(app, snapshot)
 
     @app.get("/stats", tags=["query"], response_model=models.Stats, responses=openapi.UNAVAILABLE)
     async def get_stats() -> dict[str, Any]:

@@ -5,7 +5,6 @@ These two are the page's own, change with it, and are not in the OpenAPI documen
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from email.message import Message
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from chronicle.errors import ChronicleError
 from query import history, snapshot
 from query.broadcast import Broadcast
 from query.parameters import WHOLE
+from query.watch import Snapshot
 
 HERE = Path(__file__).parent / "assets"
 GREETING = {"message": "ChronicleWeaver is running...", "docs": "/docs"}
@@ -33,13 +33,11 @@ ROOT: dict[int | str, dict[str, Any]] = {
     200: {"description": "That it runs; to browsers, a page that shows it", "content": {"text/html": {}}}
 }
 
-Ask = Callable[[Callable[[psycopg.AsyncConnection[Any]], Awaitable[Any]]], Awaitable[Any]]
-
 log = logs.get(__name__)
 
 
-def serve(app: FastAPI, ask: Ask, client: redis.asyncio.Redis | None) -> None:
-    """Answers `/`, /assets and /dashboard; `ask` runs work on a database session, `client` is Redis where known."""
+def add_routes(app: FastAPI, ask: Snapshot, client: redis.asyncio.Redis | None) -> None:
+    """Adds `/`, /assets and /dashboard; `ask` runs work on a database session, `client` is Redis where known."""
     files = StaticFiles(directory=HERE)
     broadcast = Broadcast(lambda: _frame(ask, client))
 
@@ -71,7 +69,7 @@ def serve(app: FastAPI, ask: Ask, client: redis.asyncio.Redis | None) -> None:
     assets.serve(app, "/assets/vendor", HERE / "vendor")
 
 
-async def _frame(ask: Ask, client: redis.asyncio.Redis | None) -> bytes:
+async def _frame(ask: Snapshot, client: redis.asyncio.Redis | None) -> bytes:
     """A snapshot as JSON; where there is none to be had, what is missing."""
     queue = await snapshot.look(client)
     try:

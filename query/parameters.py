@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import parse_qsl
 
-from fastapi import Depends, Path, Query, Request
-from pydantic import AfterValidator, BeforeValidator
+from fastapi import Depends, Header, Path, Query, Request
+from pydantic import AfterValidator, BeforeValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from chronicle.errors import InvalidRequest
@@ -14,7 +14,7 @@ from chronicle.events import EVENT_ID_CHARACTERS, NAME_CHARACTERS, instant
 from query import cursor
 
 NOT_UTF8 = "expected percent-encoded UTF-8"
-NAMES = ("action", "cursor", "event_id", "from", "limit", "source", "to", "topic")
+NAMES = ("action", "after", "cursor", "event_id", "from", "limit", "source", "to", "topic")
 
 
 def _storable(text: str) -> str:
@@ -75,3 +75,15 @@ Cursor = Annotated[
     str | None, Query(alias="cursor", max_length=cursor.MAX_LENGTH, description="next_cursor of the page before")
 ]
 WHOLE = BeforeValidator(_only_digits)
+Topics = Annotated[
+    tuple[Annotated[str, StringConstraints(max_length=NAME_CHARACTERS), AfterValidator(_storable)], ...],
+    Query(max_length=100, description="any of these; none: all topics"),
+]
+_POSITION = "[0-9]{1,16}"
+After = Annotated[
+    str, Query(pattern=f"^(now|{_POSITION})$", description="`now`, or the `id` of a message; 0: from the beginning")
+]
+LastEventId = Annotated[
+    str | None,
+    Header(alias="last-event-id", pattern=f"^{_POSITION}$", description="what a browser sends when it resumes"),
+]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
 import psycopg
+from fastapi import FastAPI, Query
+from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from msgspec import Raw, Struct
 from starlette.routing import Match
 from starlette.types import Scope
 
-from chronicle import paths
+from chronicle import openapi, paths
 from chronicle.errors import NotThere
+from query import models
 from query.events import PAGE_BYTES, Event
+from query.parameters import WHOLE, NamedEvent, NamedTopic
+from query.watch import Snapshot
 
 
 class Step(Struct):
@@ -62,6 +67,38 @@ class Route(APIRoute):
             return Match.NONE, {}
         found = {"endpoint": self.endpoint, "path_params": names, "route": self}
         return (Match.FULL if scope["method"] == "GET" else Match.PARTIAL), found
+
+
+def add_routes(app: FastAPI, snapshot: Snapshot) -> None:
+    """Adds the two routes; `snapshot` runs work on a database session."""
+
+    async def get_event(topic: NamedTopic, event_id: NamedEvent) -> Response:
+        """One stored event. A 404 says whether it was never received, is in flight, or failed."""
+        return _json(await snapshot(lambda connection: stored(connection, topic, event_id)))
+
+    async def get_trail(
+        topic: NamedTopic, event_id: NamedEvent, limit: Annotated[int, Query(ge=1, le=1000), WHOLE] = 100
+    ) -> Response:
+        """Every fact about every sighting of one event: the stored sighting first, then the others in order of time."""
+        return _json(await snapshot(lambda connection: trail(connection, topic, event_id, limit)))
+
+    for path, endpoint, model in (
+        ("/events/{topic}/{event_id}", get_event, models.Event),
+        ("/events/{topic}/{event_id}/trail", get_trail, models.Trail),
+    ):
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["GET"],
+            tags=["query"],
+            response_model=model,
+            responses=openapi.NOT_THERE | openapi.INVALID | openapi.UNAVAILABLE,
+            route_class_override=Route,
+        )
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 KEY = "event_id = %(event_id)s AND topic = %(topic)s"

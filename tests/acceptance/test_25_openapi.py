@@ -22,8 +22,8 @@ EXAMPLES = 60
 
 @pytest.fixture(scope="module")
 def document(api: Api) -> Any:
-    """The running system's own description."""
-    return schemathesis.openapi.from_url(f"{api.url}/openapi.json")
+    """The running system's own description; of the answer without end, test_29_stream.py asks for the beginning."""
+    return schemathesis.openapi.from_url(f"{api.url}/openapi.json").exclude(path="/events/stream")
 
 
 def test_every_route_is_documented(document: Any) -> None:

@@ -57,11 +57,14 @@ def test_keys_of_the_environment_and_of_the_file_open_what_their_scope_says(clie
     topic = fresh()
     problems(client.post([event(topic)]), 401)
     problems(client.raw("/stats"), 401)
+    problems(client.raw("/events/stream"), 401)
     problems(with_key(client, READ).post([event(topic)]), 403)
     for secret in (PUBLISH, ROTATED, ADMIN):
         with_key(client, secret).publish(event(topic, secret))
     problems(with_key(client, PUBLISH).raw("/events"), 403)
-    assert with_key(client, READ).settled(topic, 3)["processed"] == 3
+    problems(client.raw("/events/stream"), 403)
+    assert with_key(client, READ).http.head("/events/stream").status_code == 200
+    assert client.settled(topic, 3)["processed"] == 3
     assert with_key(client, ADMIN).events(topic=topic)["count"] == 3
 
 
@@ -77,6 +80,9 @@ def test_the_publisher_and_status_send_the_key_of_the_environment(guarded: Stack
     status = chronicle("status", CHRONICLE_API_KEY=READ, **where)
     assert status.returncode == 0
     assert "unique_processed" in status.stdout
+    tailed = chronicle("tail", CHRONICLE_API_KEY=PUBLISH, **where)
+    assert tailed.returncode == 1
+    assert "403" in tailed.stderr
     without = chronicle("status", **where)
     assert "an API key is needed" in without.stdout
     assert "unique_processed" not in without.stdout

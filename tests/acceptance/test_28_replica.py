@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from api import Api, event, fresh, ids, series
 from servers import Stack, eventually, start_with, stop_server
+from subscriber import Subscriber
 
 from chronicle import database
 from chronicle.up import binaries, children, cluster
@@ -89,6 +90,20 @@ def test_what_is_read_comes_from_the_replica_and_is_whole(stack: Stack, replica:
         assert api.audit(event_id="later")["count"] == 0
         connection.execute("SELECT pg_wal_replay_resume()")
         eventually(lambda: "later" in ids(api.events(topic=topic, event_id="later")["events"]))
+
+
+def test_subscribers_of_the_replica_get_everything_in_order_also_after_it_was_away(
+    stack: Stack, replica: Postgres
+) -> None:
+    topic = fresh()
+    with Api(stack.url) as api, Subscriber(stack.url, [topic], "now") as subscriber:
+        for part in range(3):
+            api.publish(*series(topic, 200, f"{part}-"))
+            subscriber.until(lambda part=part: len(subscriber.messages) >= 200 * (part + 1))
+            stop_server(replica)
+            follow(replica)
+    assert subscriber.ids() == [f"{part}-{n}" for part in range(3) for n in range(200)]
+    assert subscriber.connections == 1
 
 
 def test_without_the_replica_publishing_goes_on_and_reads_say_503(stack: Stack, replica: Postgres) -> None:

@@ -16,8 +16,8 @@ from chronicle import database, history, ledger, roles, tables
 from chronicle.errors import DatabaseAway, SchemaBehind
 from command import receive as receiving
 from command import watch
-from projector import heartbeat, projection, worker
-from query import system
+from projector import heartbeat, projection, sequencer, worker
+from query import stream, system
 
 CATALOG = {
     "columns": """
@@ -110,7 +110,10 @@ async def test_facts_cannot_be_changed_or_removed(
 
 STATEMENTS = {
     f"{module.__name__}.{name}": text
-    for module in (ledger, receiving, watch, projection, worker, heartbeat, history, system, database, roles)
+    for module in (
+        *(ledger, receiving, watch, projection, sequencer, worker),
+        *(heartbeat, history, stream, system, database, roles),
+    )
     for name, text in vars(module).items()
     if name.isupper() and isinstance(text, str) and text.split()[:1] in (["WITH"], ["SELECT"], ["UPDATE"], ["INSERT"])
 }

@@ -92,6 +92,23 @@ BREAKS = {
     "a conflict is called a duplicate": (7, "UPDATE dropped_events SET reason = 'duplicate' WHERE reason = 'conflict'"),
     "a failed event is forgotten": (7, "DELETE FROM failed_events"),
     "the ledger's index forgets a topic": (7, "DELETE FROM fact_topics WHERE topic = 'u' AND action = 'DROPPED'"),
+    "a fact is not in the stream": (9, "DELETE FROM unsequenced"),
+    "a fact is in the stream and waits for it": (
+        9,
+        "INSERT INTO stream (fact_id, batch_id, attempt) SELECT fact_id, batch_id, attempt FROM unsequenced LIMIT 1",
+    ),
+    "the stream names what is no fact": (
+        9,
+        "INSERT INTO stream (fact_id, batch_id, attempt) SELECT fact_id + 999, batch_id, attempt FROM unsequenced "
+        "LIMIT 1",
+    ),
+    "a fact waits for the stream": (
+        9,
+        FACTS.format(
+            "UPDATE facts SET recorded_at = recorded_at - interval '1 hour' WHERE action IN ('RECEIVED', 'QUEUED', "
+            "'PROCESSED')"
+        ),
+    ),
     "a payload is no object": (8, "UPDATE processed_events SET payload = '[]' WHERE event_id = 'c'"),
     "a time is beyond every reader": (8, "UPDATE processed_events SET timestamp = 'infinity' WHERE event_id = 'c'"),
 }

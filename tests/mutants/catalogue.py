@@ -25,6 +25,7 @@ class Mutant:
 
 BROKER, DATABASE, REBUILD = "chronicle/broker.py", "chronicle/database.py", "chronicle/rebuild.py"
 RECEIVE, PROJECTION, WORKER = "command/receive.py", "projector/projection.py", "projector/worker.py"
+SEQUENCER = "projector/sequencer.py"
 
 COMMIT = "                await current.record_received(batch_id, events, parts)\n"
 END_OF_RECORD_RECEIVED = "                prepare=True,\n            )\n"
@@ -183,5 +184,24 @@ MUTANTS = (
         "a rebuild that decides again",
         (Edit(REBUILD, SWAP, DECIDE_AGAIN + SWAP),),
         ("tests/integration/test_rebuild.py::test_a_rebuild_gives_back_the_same_read_models",),
+    ),
+    Mutant(
+        "a place in the stream given before the commit",
+        (
+            Edit(
+                PROJECTION,
+                "    INSERT INTO unsequenced (fact_id, batch_id, attempt)\n",
+                "    INSERT INTO stream (fact_id, batch_id, attempt)\n",
+            ),
+        ),
+        ("tests/integration/test_stream.py::test_what_commits_late_comes_late_and_nothing_is_skipped",),
+    ),
+    Mutant(
+        "a turn of the sequencer that begins before the last one has ended",
+        (Edit(SEQUENCER, "{TAKE_TURN}; {SEQUENCE}", "{SEQUENCE}; {TAKE_TURN}"),),
+        (
+            "tests/integration/test_stream.py::"
+            "test_who_waits_for_the_turn_sees_what_was_committed_meanwhile_whatever_isolation_is_the_default",
+        ),
     ),
 )
