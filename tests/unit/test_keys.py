@@ -29,6 +29,7 @@ APPS = {"command": COMMAND, "query": QUERY, "front door": http.front_door(COMMAN
 NEEDED = {
     ("command", "/publish"): "publish",
     ("query", "/events"): "read",
+    ("query", "/events/stream"): "read",
     ("query", "/events/{topic}/{event_id}"): "read",
     ("query", "/events/{topic}/{event_id}/trail"): "read",
     ("query", "/stats"): "read",
