@@ -21,7 +21,7 @@ from chronicle.errors import ChronicleError
 from query import history, snapshot
 from query.broadcast import Broadcast
 from query.parameters import WHOLE
-from query.watch import Snapshot
+from query.watch import LOOK_SECONDS, Snapshot
 
 HERE = Path(__file__).parent / "assets"
 GREETING = {"message": "ChronicleWeaver is running...", "docs": "/docs"}
@@ -73,7 +73,7 @@ async def _frame(ask: Snapshot, client: redis.asyncio.Redis | None) -> bytes:
     """A snapshot as JSON; where there is none to be had, what is missing."""
     queue = await snapshot.look(client)
     try:
-        return msgspec.json.encode(await ask(lambda connection: snapshot.take(connection, queue)))
+        return msgspec.json.encode(await ask(lambda connection: snapshot.take(connection, queue), LOOK_SECONDS))
     except (ChronicleError, psycopg.Error) as error:
         log.warning("no snapshot", error=str(error))
         missing = type(error).__doc__ if isinstance(error, ChronicleError) else "PostgreSQL refused to answer."

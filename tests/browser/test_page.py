@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import pytest
 from conftest import running
-from servers import Stack, eventually
+from servers import Stack, eventually, family
 from tab import figures, publish, tab
 
 NARROW = {"width": 390, "height": 844}
@@ -184,6 +184,21 @@ def test_a_lost_server_is_said_and_found_again(browser: Any, fresh_stack: Stack)
         shown.page.wait_for_selector("[role=alert]", state="detached")
         publish(fresh_stack, ("t", "after", {}))
         shown.waits_for(".newest", "after")
+
+
+def test_a_database_that_does_not_answer_is_said(browser: Any, fresh_stack: Stack) -> None:
+    postgres = family(fresh_stack.pids()["postgres"])
+    with tab(browser, fresh_stack) as shown:
+        shown.open()
+        try:
+            for pid in postgres:
+                os.kill(pid, signal.SIGSTOP)
+            shown.waits_for("[role=alert]", "PostgreSQL cannot be reached", seconds=20)
+            assert shown.page.query_selector("[data-state=live]")
+        finally:
+            for pid in postgres:
+                os.kill(pid, signal.SIGCONT)
+        shown.page.wait_for_selector("[role=alert]", state="detached")
 
 
 def test_where_there_are_keys_the_page_asks_for_one(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
