@@ -6,13 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-virtualenv
 
-.PHONY: run test test-compose lint bench chaos soak overload mutants pins clean
+.PHONY: run test test-browser test-compose lint bench chaos soak overload mutants pins clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/chronicle up $(ARGS)
 
 test: $(VENV)/dev.done
 	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+
+# The page in Debian's Chromium (apt-get install chromium).
+test-browser: $(VENV)/browser.done
+	$(BIN)/pytest tests/browser $(ARGS)
 
 # compose.yml for real, where there is Docker: every service restarted and killed, then the acceptance suite against it.
 test-compose: $(VENV)/dev.done
@@ -63,6 +67,10 @@ $(VENV)/bench.done: requirements/bench.txt $(VENV)/run.done
 	@$(PIP) --require-hashes -r requirements/bench.txt
 	@touch $@
 
+$(VENV)/browser.done: requirements/browser.txt $(VENV)/dev.done
+	@$(PIP) --require-hashes -r requirements/browser.txt
+	@touch $@
+
 # New pins from the ranges in pyproject.toml.
 pins:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
@@ -71,6 +79,8 @@ pins:
 		--extra embedded --extra build --extra test --extra lint -c requirements/run.txt -o requirements/dev.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--extra embedded --extra build --extra bench -c requirements/run.txt -o requirements/bench.txt pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--extra embedded --extra build --extra browser -c requirements/dev.txt -o requirements/browser.txt pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		-c requirements/run.txt -o requirements/service.txt pyproject.toml
 	echo hatchling | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \

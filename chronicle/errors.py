@@ -63,6 +63,12 @@ class InvalidRequest(ChronicleError):
         self.problem = Problem(type=kind, loc=list(loc), msg=message)
 
 
+class NotThere(InvalidRequest):
+    """There is nothing of that name."""
+
+    status = 404
+
+
 class TooLarge(InvalidRequest):
     """The request is larger than a limit allows."""
 

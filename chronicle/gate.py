@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from chronicle import http
+from chronicle import http, paths
 from chronicle.errors import Problem
 from chronicle.keys import Key, Keyring, digest
 
@@ -16,20 +16,27 @@ ROUTES: dict[str, str | None] = {
     "/publish": "publish",
     "/events": "read",
     "/events/stream": "read",
+    "/events/{topic}/{event_id}": "read",
+    "/events/{topic}/{event_id}/trail": "read",
     "/stats": "read",
     "/audit": "read",
     "/audit/summary": "read",
     "/metrics": "read",
+    "/dashboard/stream": "read",
+    "/dashboard/history": "read",
     "/health": None,
     "/ready": None,
     "/": None,
+    "/assets/{name}": None,
+    "/assets/vendor/{name}": None,
     "/docs": None,
-    "/docs/oauth2-redirect": None,
-    "/redoc": None,
+    "/docs/{name}": None,
     "/openapi.json": None,
 }
 """The scope that each route asks for; None: open to everybody. Probes have no keys, a browser sends none when it opens
-/docs, and none of the open ones says anything about events. Every other path is admin's."""
+a page, and none of the open ones says anything about events. Every other path is admin's."""
+
+NAMED = tuple(route for route in ROUTES if "{" in route)
 
 PROBES = ("/ready",)
 """With a query string these tell of the inside, and ask for the scope read."""
@@ -47,8 +54,8 @@ class ApiKeys:
         if scope["type"] == "lifespan" or not self._keyring:
             await self.app(scope, receive, send)
             return
-        path = scope["path"].rstrip("/") or "/"
-        needed = "read" if path in PROBES and scope["query_string"] else ROUTES.get(path, "admin")
+        route = _route(scope)
+        needed = "read" if route in PROBES and scope["query_string"] else ROUTES.get(route, "admin")
         if needed is None:
             await self.app(scope, receive, send)
             return
@@ -58,7 +65,7 @@ class ApiKeys:
             with structlog.contextvars.bound_contextvars(api_key=key.name):
                 await self.app(scope, receive, send)
             return
-        await _refusal(path, needed, with_secret=bool(secret), valid=bool(key))(scope, receive, send)
+        await _refusal(route, needed, with_secret=bool(secret), valid=bool(key))(scope, receive, send)
 
     def _find(self, secret: bytes) -> Key | None:
         """The key with this secret. Each is compared, whichever it is, in a time that says nothing about any."""
@@ -70,6 +77,13 @@ class ApiKeys:
         return found
 
 
+def _route(scope: Scope) -> str:
+    """The route that a request asks for, or its path, where it is none."""
+    path = scope["path"].rstrip("/") or "/"
+    named = (route for route in NAMED if paths.names(route, scope) is not None)
+    return path if path in ROUTES else next(named, path)
+
+
 def _secret(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """What the request sends as `Authorization: Bearer`, else as `X-API-Key`; empty where it sends neither."""
     given = dict(headers)
@@ -77,9 +91,9 @@ def _secret(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return secret.strip() if scheme.lower() == b"bearer" else given.get(b"x-api-key", b"").strip()
 
 
-def _refusal(path: str, needed: str, *, with_secret: bool, valid: bool) -> ASGIApp:
+def _refusal(route: str, needed: str, *, with_secret: bool, valid: bool) -> ASGIApp:
     """The answer to a request that may not pass, with the challenge that RFC 6750, section 3, asks for."""
-    if valid and path not in ROUTES:
+    if valid and route not in ROUTES:
         return http.problems(404, Problem(type="http_error", loc=[], msg="Not Found"))
     if valid:
         status, kind, message = 403, "insufficient_scope", f"this API key lacks the scope {needed}"

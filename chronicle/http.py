@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chronicle import logs, metrics
+from chronicle import assets, logs, metrics
 from chronicle.connections import Connection
 from chronicle.errors import ChronicleError, InvalidRequest, Problem
 
@@ -99,11 +99,12 @@ HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = 
 
 def application(title: str, **options: Any) -> Application:
     """A FastAPI application whose errors all have our shape and whose answers all carry a request id."""
-    app = Application(title=title, version="1", redirect_slashes=False, **options)
+    app = Application(title=title, version="1", redirect_slashes=False, docs_url=None, redoc_url=None, **options)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(metrics.Requests, routes=app.router.routes)
     app.add_middleware(RequestIds)
+    assets.document(app)
     return app
 
 

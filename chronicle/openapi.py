@@ -41,6 +41,7 @@ def _error(description: str) -> dict[str, Any]:
 
 
 INVALID: dict[int | str, dict[str, Any]] = {422: _error("A parameter is not valid")}
+NOT_THERE: dict[int | str, dict[str, Any]] = {404: _error("There is no such event: the type of the error says why")}
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: _error("Not available now; Retry-After says when to try again")}
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {

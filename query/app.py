@@ -19,7 +19,7 @@ from chronicle.errors import DatabaseAway
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
-from query import audit, cursor, events, feed, metrics, models, stats, watch
+from query import audit, cursor, events, feed, metrics, models, page, stats, trail, watch
 from query.parameters import WHOLE, After, Cursor, EventId, From, LastEventId, Name, Readable, To, Topics
 
 POOL_SIZE = 10
@@ -70,10 +70,7 @@ def create_app(
     closed = [Middleware(ApiKeys, keyring)]
     app = http.application("ChronicleWeaver", lifespan=running, middleware=closed, dependencies=[Readable])
 
-    @app.get("/", tags=["health"])
-    async def root() -> dict[str, str]:
-        """That it runs."""
-        return {"message": "ChronicleWeaver is running...", "docs": "/docs"}
+    page.add_routes(app, snapshot, client)
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
@@ -117,6 +114,8 @@ def create_app(
     ) -> Response:
         """Processed events as server-sent events, for as long as you listen; `Last-Event-ID` wins over `after`."""
         return await subscribers.answer(request, topic, last_event_id or after)
+
+    trail.add_routes(app, snapshot)
 
     @app.get("/stats", tags=["query"], response_model=models.Stats, responses=openapi.UNAVAILABLE)
     async def get_stats() -> dict[str, Any]:

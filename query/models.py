@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, Field
 
@@ -79,6 +80,39 @@ class Summary(BaseModel):
     total_failed: int
     by_topic: dict[str, Counters]
     by_worker: dict[str, Counters]
+
+
+class Step(BaseModel):
+    """One fact about one sighting; `waited_ms`: since the one before."""
+
+    action: str
+    recorded_at: datetime
+    waited_ms: float | None
+    worker_id: int | None
+    attempt: int
+    reason: str | None
+
+
+class Sighting(BaseModel):
+    """One time that the event was received; `payload` is null where it equals the stored one, `outcome` in flight."""
+
+    batch_id: UUID
+    position: int
+    source: str
+    timestamp: datetime
+    payload: dict[str, Any] | None
+    request_id: str | None
+    outcome: str | None
+    facts: list[Step]
+
+
+class Trail(BaseModel):
+    """An answer of /events/{topic}/{event_id}/trail; `count` is how many sightings there are."""
+
+    event_id: str
+    topic: str
+    count: int
+    sightings: list[Sighting]
 
 
 class Worker(BaseModel):

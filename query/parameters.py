@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import parse_qsl
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from pydantic import AfterValidator, BeforeValidator, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from chronicle.errors import InvalidRequest
 from chronicle.events import EVENT_ID_CHARACTERS, NAME_CHARACTERS, instant
@@ -42,10 +43,23 @@ def readable(request: Request) -> None:
             raise InvalidRequest("string_not_utf8", ["query", *known], NOT_UTF8) from None
 
 
+def _decoded(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeError:
+        raise PydanticCustomError("string_not_utf8", NOT_UTF8) from None
+    return text
+
+
 Readable = Depends(readable)
 Name = Annotated[str | None, Query(max_length=NAME_CHARACTERS), AfterValidator(lambda text: text and _storable(text))]
 EventId = Annotated[
     str | None, Query(max_length=EVENT_ID_CHARACTERS), AfterValidator(lambda text: text and _storable(text))
+]
+_NAMED = (BeforeValidator(_decoded), AfterValidator(_storable))
+NamedTopic = Annotated[str, Path(max_length=NAME_CHARACTERS, description="percent-encoded; may be empty"), *_NAMED]
+NamedEvent = Annotated[
+    str, Path(min_length=1, max_length=EVENT_ID_CHARACTERS, description="percent-encoded, slashes too"), *_NAMED
 ]
 _MOMENT = AfterValidator(lambda text: None if text is None else instant(text))
 _DATE_TIME = {"format": "date-time"}

@@ -24,7 +24,8 @@ from chronicle.up.servers import Postgres, start
 from command.dispatch import Dispatcher
 from command.receive import Writer
 from projector.worker import Worker
-from query import audit, events, stats, system
+from query import audit, events, snapshot, stats, system, trail
+from query import history as minutes
 
 SERVICES = ("command", "projector", "query")
 EVERYTHING = {"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"}
@@ -156,6 +157,9 @@ async def test_all_three_services_work_with_nothing_but_their_roles(login: dict[
         filters = dict.fromkeys(("topic", "source", "event_id", "from", "to", "action"))
         assert b'"count":2' in (await events.page(connection, filters, 10, None)).replace(b" ", b"")
         assert b"PROCESSED" in await audit.page(connection, filters, 10, None)
+        assert b"DROPPED" in await trail.trail(connection, "t", "a", 10)
+        assert b'"minutes":["' in await minutes.by_minute(connection, 15)
+        assert (await snapshot.take(connection, await snapshot.look(None))).books.unique == 2
         assert len((await system.look(connection)).workers) == 1
         worker.close()
         assert (await system.look(connection)).workers == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -29,16 +30,22 @@ NEEDED = {
     ("command", "/publish"): "publish",
     ("query", "/events"): "read",
     ("query", "/events/stream"): "read",
+    ("query", "/events/{topic}/{event_id}"): "read",
+    ("query", "/events/{topic}/{event_id}/trail"): "read",
     ("query", "/stats"): "read",
     ("query", "/audit"): "read",
     ("query", "/audit/summary"): "read",
     ("command", "/metrics"): "read",
     ("query", "/metrics"): "read",
+    ("query", "/dashboard/stream"): "read",
+    ("query", "/dashboard/history"): "read",
     ("query", "/"): None,
+    ("query", "/assets/{name}"): None,
+    ("query", "/assets/vendor/{name}"): None,
 } | {
     (app, path): None
     for app in ("command", "query")
-    for path in ("/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+    for path in ("/health", "/ready", "/docs", "/docs/{name}", "/openapi.json")
 }
 """Which scope each route needs; a route that is not here was not decided on, and the tests fail."""
 
@@ -49,6 +56,10 @@ def routes(name: str, app: FastAPI) -> dict[tuple[str, str], set[str]]:
         assert isinstance(route, Route), route
     return {(name, route.path): set(route.methods or ()) for route in app.routes if isinstance(route, Route)}
 
+
+STOPPING = asyncio.Event()
+STOPPING.set()
+"""Ends the streams that have no end of their own."""
 
 ROUTES = routes("command", COMMAND) | routes("query", QUERY)
 CALLS = [
@@ -62,6 +73,7 @@ CALLS = [
 def call(app: str, method: str, path: str, headers: dict[str, str]) -> int:
     """The status of the answer; a refusal has to be in the one shape, and to say nothing of any secret."""
     client = TestClient(APPS[app], raise_server_exceptions=False)
+    client.app_state["stopping"] = STOPPING
     content = b'{"events": []}' if method == "POST" else None
     answer = client.request(method, path, headers=headers, content=content, follow_redirects=False)
     assert answer.headers["x-request-id"]
@@ -111,6 +123,18 @@ def test_a_path_that_is_no_route_is_closed(app: str, path: str) -> None:
     assert call(app, "GET", path, {}) == 401
     assert call(app, "GET", path, bearer(SECRETS["read"])) == 404
     assert call(app, "GET", path, bearer(SECRETS["admin"])) == 404
+
+
+@pytest.mark.parametrize("path", ["/docs/..%2Fstats", "/assets/%2e%2e/stats", "/docs/x/../../stats", "/assets/x%2Fy/z"])
+def test_no_open_folder_is_a_way_to_anything_else(path: str) -> None:
+    assert call("query", "GET", path, {}) in (401, 404)
+
+
+@pytest.mark.parametrize("path", ["/events/t/a%2Fb", "/events//e", "/events/t/trail/trail", "/events/%ff/e"])
+def test_an_event_by_its_key_can_be_read_with_the_key_to_read(path: str) -> None:
+    assert call("query", "GET", path, {}) == 401
+    assert call("query", "GET", path, bearer(SECRETS["publish"])) == 403
+    assert call("query", "GET", path, bearer(SECRETS["read"])) in (422, 503)
 
 
 @pytest.mark.parametrize("path", ["/events/", "/%65vents", "/events?topic=/health", "/stats//"])

@@ -1,0 +1,99 @@
+"""The page for people: what it is made of, and the two routes that tell it what it shows.
+
+These two are the page's own, change with it, and are not in the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+from email.message import Message
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import psycopg
+import redis.asyncio
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.staticfiles import StaticFiles
+
+from chronicle import assets, http, logs
+from chronicle.errors import ChronicleError
+from query import history, snapshot
+from query.broadcast import Broadcast
+from query.parameters import WHOLE
+from query.watch import LOOK_SECONDS, Snapshot
+
+HERE = Path(__file__).parent / "assets"
+GREETING = {"message": "ChronicleWeaver is running...", "docs": "/docs"}
+
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""A gateway must pass each frame on at once: nginx, for one, would gather them."""
+
+ROOT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "That it runs; to browsers, a page that shows it", "content": {"text/html": {}}}
+}
+
+log = logs.get(__name__)
+
+
+def add_routes(app: FastAPI, ask: Snapshot, client: redis.asyncio.Redis | None) -> None:
+    """Adds `/`, /assets and /dashboard; `ask` runs work on a database session, `client` is Redis where known."""
+    files = StaticFiles(directory=HERE)
+    broadcast = Broadcast(lambda: _frame(ask, client))
+
+    @app.get("/", tags=["health"], responses=ROOT)
+    async def root(request: Request) -> Response:
+        """That it runs; a browser gets the page."""
+        if prefers_html(request.headers.getlist("accept")):
+            response = assets.page(await files.get_response("dashboard.html", request.scope))
+        else:
+            response = JSONResponse(GREETING)
+        response.headers["Vary"] = "Accept"
+        return response
+
+    @app.get("/dashboard/stream", include_in_schema=False)
+    async def get_stream(request: Request) -> Response:
+        """What the page shows, once a second, as server-sent events."""
+        if http.HEAD in request.scope:
+            return Response(media_type="text/event-stream", headers=STREAM_HEADERS)
+        frames = broadcast.stream(request.state.stopping)
+        return StreamingResponse(frames, media_type="text/event-stream", headers=STREAM_HEADERS)
+
+    @app.get("/dashboard/history", include_in_schema=False)
+    async def get_history(minutes: Annotated[int, Query(ge=1, le=1440), WHOLE] = 15) -> Response:
+        """What was received in each minute, and what became of it."""
+        body = await ask(lambda connection: history.by_minute(connection, minutes))
+        return Response(body, media_type="application/json")
+
+    assets.serve(app, "/assets", HERE)
+    assets.serve(app, "/assets/vendor", HERE / "vendor")
+
+
+async def _frame(ask: Snapshot, client: redis.asyncio.Redis | None) -> bytes:
+    """A snapshot as JSON; where there is none to be had, what is missing."""
+    queue = await snapshot.look(client)
+    try:
+        return msgspec.json.encode(await ask(lambda connection: snapshot.take(connection, queue), LOOK_SECONDS))
+    except (ChronicleError, psycopg.Error) as error:
+        log.warning("no snapshot", error=str(error))
+        missing = type(error).__doc__ if isinstance(error, ChronicleError) else "PostgreSQL refused to answer."
+        return msgspec.json.encode({"away": missing})
+
+
+def prefers_html(accept: list[str]) -> bool:
+    """Whether a client with these Accept headers asks for HTML, and not rather for JSON (RFC 9110, 12.5.1)."""
+    weights = {"text/html": 0.0, "application/json": 0.0}
+    for entry in ",".join(accept).split(","):
+        kind, weight = _weighted(entry)
+        if kind in weights:
+            weights[kind] = weight
+    return weights["text/html"] > weights["application/json"]
+
+
+def _weighted(entry: str) -> tuple[str, float]:
+    message = Message()
+    message["content-type"] = entry.strip()
+    try:
+        return message.get_content_type(), float(str(message.get_param("q", "1")))
+    except ValueError:
+        return message.get_content_type(), 0.0

@@ -1,0 +1,206 @@
+"""One event by its key: as it is stored, and its trail, which is every fact about every sighting of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import pairwise
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+import psycopg
+from fastapi import FastAPI, Query
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from msgspec import Raw, Struct
+from starlette.routing import Match
+from starlette.types import Scope
+
+from chronicle import openapi, paths
+from chronicle.errors import NotThere
+from query import models
+from query.events import PAGE_BYTES, Event
+from query.parameters import WHOLE, NamedEvent, NamedTopic
+from query.watch import Snapshot
+
+
+class Step(Struct):
+    """One fact about one sighting."""
+
+    action: str
+    recorded_at: datetime
+    waited_ms: float | None
+    worker_id: int | None
+    attempt: int
+    reason: str | None
+
+
+class Sighting(Struct):
+    """One time that the event was received."""
+
+    batch_id: UUID
+    position: int
+    source: str
+    timestamp: datetime
+    payload: Raw | None
+    request_id: str | None
+    outcome: str | None
+    facts: list[Step]
+
+
+class Trail(Struct):
+    """An answer of /events/{topic}/{event_id}/trail."""
+
+    event_id: str
+    topic: str
+    count: int
+    sightings: list[Sighting]
+
+
+class Route(APIRoute):
+    """A GET route with names of events in its path."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Compares the path as it was sent."""
+        names = paths.names(self.path, scope)
+        if names is None:
+            return Match.NONE, {}
+        found = {"endpoint": self.endpoint, "path_params": names, "route": self}
+        return (Match.FULL if scope["method"] == "GET" else Match.PARTIAL), found
+
+
+def add_routes(app: FastAPI, snapshot: Snapshot) -> None:
+    """Adds the two routes; `snapshot` runs work on a database session."""
+
+    async def get_event(topic: NamedTopic, event_id: NamedEvent) -> Response:
+        """One stored event. A 404 says whether it was never received, is in flight, or failed."""
+        return _json(await snapshot(lambda connection: stored(connection, topic, event_id)))
+
+    async def get_trail(
+        topic: NamedTopic, event_id: NamedEvent, limit: Annotated[int, Query(ge=1, le=1000), WHOLE] = 100
+    ) -> Response:
+        """Every fact about every sighting of one event: the stored sighting first, then the others in order of time."""
+        return _json(await snapshot(lambda connection: trail(connection, topic, event_id, limit)))
+
+    for path, endpoint, model in (
+        ("/events/{topic}/{event_id}", get_event, models.Event),
+        ("/events/{topic}/{event_id}/trail", get_trail, models.Trail),
+    ):
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["GET"],
+            tags=["query"],
+            response_model=model,
+            responses=openapi.NOT_THERE | openapi.INVALID | openapi.UNAVAILABLE,
+            route_class_override=Route,
+        )
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+KEY = "event_id = %(event_id)s AND topic = %(topic)s"
+
+IN_FLIGHT = f"""
+SELECT outbox.batch_id, e.position::int
+FROM outbox
+JOIN facts ON facts.batch_id = outbox.batch_id AND facts.action = 'RECEIVED'
+CROSS JOIN LATERAL unnest(facts.event_ids, facts.topics) WITH ORDINALITY AS e(event_id, topic, position)
+WHERE e.{KEY.replace("AND ", "AND e.")}
+"""
+
+STORED = f"""
+SELECT p.event_id, p.topic, p.source, p.payload::text, p."timestamp",
+       CASE WHEN p.event_id IS NOT NULL THEN 'stored'
+            WHEN EXISTS ({IN_FLIGHT}) THEN 'in_flight'
+            WHEN EXISTS (SELECT FROM failed_events WHERE {KEY}) THEN 'failed'
+            ELSE 'not_received' END
+FROM (VALUES (1)) AS always
+LEFT JOIN (SELECT * FROM processed_events WHERE {KEY}) AS p ON true
+"""
+
+NOT_STORED = {
+    "in_flight": "this event was received and is in flight: it is not projected yet",
+    "failed": "this event was received and could not be projected: its trail says why",
+    "not_received": "no event of this topic and event_id was ever received",
+}
+
+
+async def stored(connection: psycopg.AsyncConnection[Any], topic: str, event_id: str) -> bytes:
+    """The stored event as JSON. Raises NotThere, which says what became of it."""
+    row = await (await connection.execute(STORED, {"topic": topic, "event_id": event_id})).fetchone()
+    *event, state = row or ("not_received",)
+    if state != "stored":
+        raise _not_there(state)
+    return msgspec.json.encode(Event(event[0], event[1], event[2], Raw(event[3].encode()), event[4]))
+
+
+def _not_there(state: str) -> NotThere:
+    return NotThere(state, ["path", "event_id"], NOT_STORED[state])
+
+
+# Batches have ids in order of time. The sighting that is stored comes first, even where it was not received first.
+TRAIL = f"""
+WITH sighted AS (
+    SELECT batch_id, position, 'PROCESSED' AS outcome, NULL AS reason FROM processed_events WHERE {KEY}
+    UNION ALL SELECT batch_id, position, 'DROPPED', reason FROM dropped_events WHERE {KEY}
+    UNION ALL SELECT batch_id, position, 'FAILED', NULL FROM failed_events WHERE {KEY}
+    UNION ALL SELECT f.*, NULL, NULL FROM ({IN_FLIGHT}) AS f
+), shown AS MATERIALIZED (
+    SELECT *, count(*) OVER () AS count FROM sighted
+    ORDER BY outcome IS NOT DISTINCT FROM 'PROCESSED' DESC, batch_id, position
+    LIMIT %(limit)s
+), sightings AS MATERIALIZED (
+    SELECT shown.*, r.sources[shown.position] AS source, r.timestamps[shown.position] AS "timestamp",
+           CASE WHEN reason = 'duplicate' THEN NULL ELSE r.payloads[shown.position]::text END AS payload,
+           (SELECT request.id
+            FROM (SELECT q.id, sum(q.size) OVER (ORDER BY q.number) AS last
+                  FROM unnest(r.request_ids, r.request_sizes) WITH ORDINALITY AS q(id, size, number)) AS request
+            WHERE request.last >= shown.position ORDER BY request.last LIMIT 1) AS request_id
+    FROM shown
+    JOIN facts r ON r.batch_id = shown.batch_id AND r.action = 'RECEIVED'
+), sized AS (
+    SELECT *, row_number() OVER place AS number, sum(octet_length(payload)) OVER place AS bytes
+    FROM sightings
+    WINDOW place AS (ORDER BY outcome IS NOT DISTINCT FROM 'PROCESSED' DESC, batch_id, position)
+)
+SELECT s.count, s.batch_id, s.position, s.source, s."timestamp", CASE WHEN s.bytes <= %(bytes)s THEN s.payload END,
+       s.request_id, s.outcome, told.actions, told.moments, told.workers, told.attempts, told.reasons
+FROM sized s
+CROSS JOIN LATERAL (
+    SELECT array_agg(f.action ORDER BY f.recorded_at, f.id) AS actions,
+           array_agg(f.recorded_at ORDER BY f.recorded_at, f.id) AS moments,
+           array_agg(f.worker_id ORDER BY f.recorded_at, f.id) AS workers,
+           array_agg(f.attempt ORDER BY f.recorded_at, f.id) AS attempts,
+           array_agg(CASE WHEN f.action = 'FAILED' THEN f.errors[array_position(f.positions, s.position)]
+                          WHEN f.action = 'DROPPED' AND s.position = ANY (f.conflicts) THEN 'conflict'
+                          WHEN f.action = 'DROPPED' THEN 'duplicate' END ORDER BY f.recorded_at, f.id) AS reasons
+    FROM facts f
+    WHERE f.batch_id = s.batch_id AND (f.positions IS NULL OR s.position = ANY (f.positions))
+) AS told
+ORDER BY s.number
+"""
+
+
+async def trail(connection: psycopg.AsyncConnection[Any], topic: str, event_id: str, limit: int) -> bytes:
+    """The trail as JSON: at most `limit` sightings, of `count` in all, the stored one first, then in order of time.
+
+    A duplicate has no payload: it equals the stored one. Payloads end where they are more than PAGE_BYTES together.
+    Raises NotThere for an event that was never received. No batch is looked through but those in flight.
+    """
+    parameters = {"topic": topic, "event_id": event_id, "limit": limit, "bytes": PAGE_BYTES}
+    rows = await (await connection.execute(TRAIL, parameters)).fetchall()
+    if not rows:
+        raise _not_there("not_received")
+    return msgspec.json.encode(Trail(event_id, topic, rows[0][0], [_sighting(*row[1:]) for row in rows]))
+
+
+def _sighting(*row: Any) -> Sighting:
+    batch_id, position, source, timestamp, payload, request_id, outcome, actions, moments, *others = row
+    waits = [None, *(round((later - former).total_seconds() * 1000, 3) for former, later in pairwise(moments))]
+    steps = [Step(*step) for step in zip(actions, moments, waits, *others, strict=True)]
+    return Sighting(
+        batch_id, position, source, timestamp, payload and Raw(payload.encode()), request_id, outcome, steps
+    )
