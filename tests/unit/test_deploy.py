@@ -67,6 +67,7 @@ def test_the_databases_are_on_a_network_that_leads_nowhere_and_that_the_gateway_
 
 def test_prometheus_asks_every_container_of_each_service_at_the_port_that_it_answers_on() -> None:
     config = yaml.safe_load((ROOT / "deploy" / "metrics" / "prometheus.yml").read_text())
+    assert SERVICES["prometheus"]["volumes"][0] == "./deploy/metrics:/etc/prometheus:ro"
     asked = {job["job_name"]: job["dns_sd_configs"] for job in config["scrape_configs"]}
     assert {name for name, service in SERVICES.items() if "watch" in service["networks"]} == {*asked, "prometheus"}
     for name, [source] in asked.items():
