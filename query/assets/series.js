@@ -3,7 +3,6 @@
 export const BOOKS = ["received", "unique", "duplicates", "conflicts", "failed"];
 const RATE_SECONDS = 5;
 const KEPT_SECONDS = 150;
-const GAP_SECONDS = 90;
 const MOST_POINTS = 240;
 const FINE_MINUTES = 60; // in longer ranges the seconds of this minute are one point
 
@@ -41,20 +40,16 @@ export function timeline(history, snapshots, minutes) {
 
 function* past(history, now, minutes) {
   const together = Math.ceil(minutes / MOST_POINTS) * 60;
-  const begins = history.minutes.map((minute) => Date.parse(minute) / 1000);
+  const begins = history.minutes.map((minute) => Date.parse(minute) / 1000).filter((begin) => begin + 60 <= now);
   let sums = null;
-  for (let at = 1; at < begins.length && begins[at] + 60 <= now; at += 1) {
-    const end = begins[at] + 60;
-    if (begins[at] - begins[at - 1] > GAP_SECONDS) {
-      yield { time: begins[at] - 60, end };
-      sums = null;
-    }
-    sums ??= { from: begins[at - 1] + 60 };
+  for (let at = 1; at < begins.length; at += 1) {
+    if (begins[at] - begins[at - 1] > 60) yield { time: begins[at] - 30 };
+    sums ??= { from: begins[at] };
     for (const name of BOOKS) sums[name] = (sums[name] ?? 0) + history[name][at];
-    if (end % together !== 0 && at < begins.length - 2) continue;
-    const took = Math.max(60, end - sums.from);
-    const point = { time: end - took / 2, end, in_flight: history.in_flight[at] };
-    for (const name of BOOKS) point[name] = sums[name] / took;
+    const end = begins[at] + 60;
+    if (end % together !== 0 && begins[at + 1] === end) continue;
+    const point = { time: (sums.from + end) / 2, end, in_flight: history.in_flight[at] };
+    for (const name of BOOKS) point[name] = sums[name] / (end - sums.from);
     yield point;
     sums = null;
   }

@@ -129,6 +129,29 @@ def test_filters_are_in_the_url_and_come_back_with_it(browser: Any, stack: Stack
         shown.waits_for(".chip", topic)
 
 
+TIMELINE = """
+async ([begins, received, minutes, now]) => {
+  const { BOOKS, timeline } = await import("/assets/series.js");
+  const past = { minutes: begins.map(begin => new Date(begin * 1000).toISOString()), in_flight: begins.map(() => 0) };
+  for (const name of BOOKS) past[name] = received;
+  const snapshot = { at: new Date(now * 1000).toISOString(), books: {} };
+  const line = timeline(past, [snapshot], minutes);
+  return line.time.map((time, at) => [time, line.received[at]]);
+}
+"""
+
+
+def test_rates_are_those_of_the_minutes_and_what_nobody_saw_stays_a_gap(browser: Any, stack: Stack) -> None:
+    begins = [60 * minute for minute in (0, 1, 2, 3, 10, 11, 12)]
+    received = [None, 60, 120, 180, 600, 1200, 1]
+    with tab(browser, stack) as shown:
+        shown.open()
+        fine = shown.page.evaluate(TIMELINE, [begins, received, 15, 750])  # the last minute is under way
+        assert fine == [[90, 1], [150, 2], [210, 3], [570, None], [630, 10], [690, 20]]
+        coarse = shown.page.evaluate(TIMELINE, [begins, received, 360, 750])  # two minutes are one point
+        assert coarse == [[90, 1], [180, 2.5], [570, None], [660, 15]]
+
+
 def test_a_paused_list_stands_still_while_the_books_go_on(browser: Any, stack: Stack) -> None:
     first, second = fresh("e"), fresh("e")
     publish(stack, ("t", first, {}))
