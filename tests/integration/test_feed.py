@@ -68,6 +68,11 @@ class Subscriber:
         self.answer.close()
         self._http.close()
 
+    def asked_again(self, method: str, path: str) -> int:
+        """The status of another request on the same connection."""
+        self._http.request(method, path)
+        return self._http.getresponse().status
+
     def block(self) -> list[str]:
         """The next message or comment, as lines; empty at the end of the stream."""
         lines: list[str] = []
@@ -160,6 +165,7 @@ async def test_head_is_answered_at_once_and_without_a_body(database_url: str) ->
         assert subscriber.answer.headers["content-type"].startswith("text/event-stream")
         assert "content-length" not in subscriber.answer.headers
         assert subscriber.answer.read() == b""
+        assert subscriber.asked_again("GET", "/health") == 200  # so the first answer has ended
 
 
 async def test_while_postgresql_cannot_be_used_subscribers_wait_and_new_ones_get_a_503(
@@ -202,9 +208,9 @@ def silent(port: int) -> socket.socket:
 
 @pytest.fixture
 async def long_history(database_url: str) -> str:
-    """A database with 24 MB of events, more than the kernel takes for a reader."""
-    payload = {"text": "x" * 20_000}
-    await store(database_url, *(event(f"{n}", payload=payload) for n in range(1200)))
+    """A database with 38 MB of events, more than the kernel takes for a reader; the first is a large one."""
+    large, payload = {"text": "x" * 14 * 2**20}, {"text": "x" * 20_000}
+    await store(database_url, event("large", payload=large), *(event(f"{n}", payload=payload) for n in range(1200)))
     return database_url
 
 
@@ -236,7 +242,7 @@ async def test_who_reads_slowly_but_steadily_is_not_cut(long_history: str, monke
     monkeypatch.setattr(connections, "ANSWER_SECONDS", 2.0)
     with serving(long_history) as port, silent(port) as connection:
         began, received = time.monotonic(), 0
-        while received < 8 * 2**20:
+        while received < 12 * 2**20:
             received += len(connection.recv(65_536))
             await asyncio.sleep(0.05)
         assert time.monotonic() - began > 2 * connections.ANSWER_SECONDS
