@@ -7,6 +7,7 @@ batch, events by topic and event_id), so that workers wait for each other and ne
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,23 +42,21 @@ SELECT batch_id, topic, array_agg(position) FROM won GROUP BY batch_id, topic
 """
 
 RECORD_OUTCOME = """
-WITH failed AS (
-    SELECT position, error FROM unnest(%(failed_positions)s::int[], %(errors)s::text[]) AS f(position, error)
-), judged AS MATERIALIZED (
-    SELECT l.batch_id, l.position, l.event_id, l.topic, l.action, l.error,
-           CASE WHEN l.action <> 'DROPPED' THEN NULL
+WITH judged AS MATERIALIZED (
+    SELECT l.batch_id, l.position, l.event_id, l.topic, l.error,
+           CASE WHEN l.error IS NULL THEN 'DROPPED' ELSE 'FAILED' END AS action,
+           CASE WHEN l.error IS NOT NULL THEN NULL
                 WHEN l.payload::text = p.payload::text OR l.payload::jsonb = p.payload::jsonb THEN 'duplicate'
                 ELSE 'conflict' END AS reason
     FROM (
-        SELECT b.batch_id, e.position, e.event_id, e.topic, e.payload, f.error,
-               CASE WHEN f.position IS NULL THEN 'DROPPED' ELSE 'FAILED' END AS action
+        SELECT b.batch_id, e.position, e.event_id, e.topic, e.payload,
+               %(errors)s::jsonb ->> e.position::text AS error
         FROM unnest(%(batch_ids)s::uuid[], %(won)s::bytea[]) AS b(batch_id, won)
         CROSS JOIN LATERAL (
             SELECT generate_series(1, event_count) AS position, unnest(event_ids) AS event_id, unnest(topics) AS topic,
                    unnest(payloads) AS payload
             FROM facts WHERE facts.batch_id = b.batch_id AND action = 'RECEIVED'
         ) AS e
-        LEFT JOIN failed f ON f.position = e.position
         WHERE get_byte(b.won, e.position - 1) = 0
           AND (%(positions)s::int[] IS NULL OR e.position = ANY (%(positions)s))
         ORDER BY e.event_id, e.topic, b.batch_id, e.position
@@ -66,7 +65,7 @@ WITH failed AS (
         SELECT stored.payload FROM processed_events stored
         WHERE stored.event_id = l.event_id AND stored.topic = l.topic
         OFFSET 0
-    ) AS p ON l.action = 'DROPPED'
+    ) AS p ON l.error IS NULL
 ), dropped AS (
     INSERT INTO dropped_events (event_id, topic, batch_id, position, reason)
     SELECT event_id, topic, batch_id, position, reason FROM judged WHERE action = 'DROPPED'
@@ -248,8 +247,7 @@ def record_outcome(
         "won_batch_ids": UuidArray(batch_id for batch_id, _ in counts),
         "won_topics": TextArray(topic for _, topic in counts),
         "won_counts": IntArray(counts.values()),
-        "failed_positions": IntArray(errors),
-        "errors": TextArray(errors.values()),
+        "errors": json.dumps(errors),
         "positions": None if positions is None else IntArray(positions),
         "attempt": attempt,
     }

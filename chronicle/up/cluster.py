@@ -56,6 +56,8 @@ def settings(data: Path) -> dict[str, str]:
         "shared_buffers": f"{min(4 * GIB, _memory() // 4) // 2**20}MB",
         "max_wal_size": f"{min(4 * GIB, max(GIB // 4, shutil.disk_usage(data).free // 10)) // 2**20}MB",
         "checkpoint_timeout": "15min",
+        # The log is written while a large transaction runs, so that others do not wait for all of it at its end.
+        "wal_writer_delay": "10ms",
         "max_connections": "200",
         "fsync": "on",
         "full_page_writes": "on",
