@@ -35,12 +35,32 @@ class UuidArray(list[UUID]):
     """A list that is a uuid[]."""
 
 
+class PackedUuids(bytes):
+    """UUIDs of 16 bytes each, one after the other, that are a uuid[]."""
+
+
 class IntArray(list[int]):
     """A list that is an int[]."""
 
 
 class MomentArray(list[int]):
     """Microseconds since 2000-01-01 UTC that are a timestamptz[]."""
+
+
+UUID_TEXT, UUID_BYTES, HYPHENS = 36, 16, (8, 13, 18, 23)
+
+
+def uuids(texts: Sequence[str]) -> PackedUuids | None:
+    """The texts as UUIDs; None where one of them is not to the character what PostgreSQL writes for a uuid."""
+    joined = "".join(texts)
+    if set(map(len, texts)) != {UUID_TEXT} or any(joined[at::UUID_TEXT].strip("-") for at in HYPHENS):
+        return None
+    digits = joined.replace("-", "")
+    try:
+        packed = PackedUuids.fromhex(digits)
+    except ValueError:
+        return None
+    return packed if packed.hex() == digits else None
 
 
 def register(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
@@ -108,6 +128,14 @@ class _UuidDumper(_Dumper):
         return _prefixed([uuid.bytes for uuid in obj])
 
 
+class _PackedUuidsDumper(_Dumper):
+    element = type_oids["uuid"]
+
+    def dump(self, obj: PackedUuids) -> Buffer:
+        apart = [obj[start : start + UUID_BYTES] for start in range(0, len(obj), UUID_BYTES)]
+        return _array(self.element.oid, len(apart), _prefixed(apart))
+
+
 class _IntDumper(_Dumper):
     element = type_oids["int4"]
 
@@ -127,6 +155,7 @@ _DUMPERS = {
     JsonArray: _JsonDumper,
     BytesArray: _BytesDumper,
     UuidArray: _UuidDumper,
+    PackedUuids: _PackedUuidsDumper,
     IntArray: _IntDumper,
     MomentArray: _MomentDumper,
 }

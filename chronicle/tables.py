@@ -68,6 +68,9 @@ facts = Table(
     Column("conflicts", ARRAY(Integer), comment="DROPPED: the positions whose payload differs from the stored one"),
     Column("errors", ARRAY(Text), comment="FAILED: one error for each position"),
     Column("event_ids", ARRAY(KEY), comment="RECEIVED: the events, one array a field"),
+    Column(
+        "event_uuids", ARRAY(Uuid), comment="RECEIVED: instead of event_ids, where all are UUIDs as PostgreSQL writes"
+    ),
     Column("topics", ARRAY(KEY)),
     Column("sources", ARRAY(KEY)),
     Column("payloads", ARRAY(JSON)),
@@ -77,7 +80,7 @@ facts = Table(
     PrimaryKeyConstraint("batch_id", "action", "attempt", name="pk_facts"),
     CheckConstraint(f"action IN {ACTIONS}", name="ck_facts_action"),
     CheckConstraint("event_count > 0", name="ck_facts_event_count"),
-    CheckConstraint("(action = 'RECEIVED') = (event_ids IS NOT NULL)", name="ck_facts_events"),
+    CheckConstraint("(action = 'RECEIVED') = (num_nonnulls(event_ids, event_uuids) = 1)", name="ck_facts_events"),
     Index("ix_facts_recorded_at", "recorded_at", "id"),
     Index("ix_facts_action_recorded_at", "action", "recorded_at", "id"),
     comment="The ledger: one immutable fact about one batch",
@@ -208,18 +211,19 @@ workers = Table(
 
 RECEIVED_EVENTS_VIEW = """
 CREATE OR REPLACE VIEW received_events AS
-SELECT f.batch_id, generate_series(1, f.event_count) AS position, unnest(f.event_ids) AS event_id,
-       unnest(f.topics) AS topic, unnest(f.sources) AS source, unnest(f.payloads) AS payload,
+SELECT f.batch_id, generate_series(1, f.event_count) AS position,
+       unnest(coalesce(f.event_ids, f.event_uuids::text[])) AS event_id, unnest(f.topics) AS topic,
+       unnest(f.sources) AS source, unnest(f.payloads) AS payload,
        unnest(f.timestamps) AS "timestamp"
 FROM facts f
-WHERE f.event_ids IS NOT NULL
+WHERE f.action = 'RECEIVED'
 """
 """One row per accepted event, whole, as the ledger keeps it. Functions that give rows stand in the SELECT list, where
 PostgreSQL takes the arrays apart side by side; in FROM it would keep each array's elements in a store of its own first.
 """
 
 AUDIT_LOG_VIEW = f"""
-CREATE VIEW audit_log AS
+CREATE OR REPLACE VIEW audit_log AS
 SELECT f.id * {RECORD_POSITIONS} + e.position AS id, e.event_id, e.topic, e.source, f.action, f.worker_id,
        CASE f.action
            WHEN 'DROPPED' THEN CASE WHEN e.position = ANY (f.conflicts) THEN 'conflict' ELSE 'duplicate' END
@@ -230,18 +234,22 @@ FROM facts f
 JOIN facts r ON r.batch_id = f.batch_id AND r.action = 'RECEIVED'
 CROSS JOIN LATERAL (
     SELECT all_of.event_id, all_of.topic, all_of.source, all_of.position::int AS position
-    FROM unnest(r.event_ids, r.topics, r.sources) WITH ORDINALITY AS all_of(event_id, topic, source, position)
+    FROM unnest(coalesce(r.event_ids, r.event_uuids::text[]), r.topics, r.sources)
+        WITH ORDINALITY AS all_of(event_id, topic, source, position)
     WHERE f.positions IS NULL
     UNION ALL
     SELECT these.event_id, these.topic, these.source, these.position::int
-    FROM unnest(r.event_ids, r.topics, r.sources) WITH ORDINALITY AS these(event_id, topic, source, position)
+    FROM unnest(coalesce(r.event_ids, r.event_uuids::text[]), r.topics, r.sources)
+        WITH ORDINALITY AS these(event_id, topic, source, position)
     JOIN unnest(f.positions) AS chosen(position) ON chosen.position = these.position
     WHERE f.positions IS NOT NULL
 ) AS e
 """
 """One row per event and action, for /audit and for people with psql. `id` orders a fact's records by position."""
 
-UNCOMPRESSED_IDS = "ALTER TABLE facts ALTER COLUMN event_ids SET STORAGE EXTERNAL"
+UNCOMPRESSED_IDS = """
+ALTER TABLE facts ALTER COLUMN event_ids SET STORAGE EXTERNAL, ALTER COLUMN event_uuids SET STORAGE EXTERNAL
+"""
 """Ids are near to random: trying to compress them took a quarter of the time of receiving, and saved nothing."""
 
 APPEND_ONLY = """

@@ -51,9 +51,11 @@ CHECKS = (
         UNION ALL
         SELECT 'not whole: batch ' || batch_id FROM facts
         WHERE action = 'RECEIVED'
-          AND ((event_count = ALL (ARRAY[cardinality(event_ids), cardinality(topics), cardinality(sources),
-                                         cardinality(payloads), cardinality(timestamps)])) IS NOT TRUE
-               OR array_position(event_ids, NULL) IS NOT NULL OR array_position(topics, NULL) IS NOT NULL
+          AND ((event_count = ALL (ARRAY[cardinality(coalesce(event_ids, event_uuids::text[])), cardinality(topics),
+                                         cardinality(sources), cardinality(payloads), cardinality(timestamps)]))
+               IS NOT TRUE
+               OR array_position(coalesce(event_ids, event_uuids::text[]), NULL) IS NOT NULL
+               OR array_position(topics, NULL) IS NOT NULL
                OR array_position(sources, NULL) IS NOT NULL OR array_position(timestamps, NULL) IS NOT NULL
                OR EXISTS (SELECT FROM unnest(payloads) AS p WHERE p IS NULL))
         """,

@@ -200,10 +200,10 @@ def _resolve(requests: list[Waiting], error: Exception | None) -> None:
 
 RECORD_RECEIVED = """
 WITH received AS (
-    INSERT INTO facts (batch_id, action, lane, event_count, event_ids, topics, sources, payloads, timestamps,
-                       request_ids, request_sizes)
-    VALUES (%(batch_id)s, 'RECEIVED', %(lane)s, %(event_count)s, %(event_ids)s, %(topics)s, %(sources)s,
-            %(payloads)s, %(timestamps)s, %(request_ids)s, %(request_sizes)s)
+    INSERT INTO facts (batch_id, action, lane, event_count, event_ids, event_uuids, topics, sources, payloads,
+                       timestamps, request_ids, request_sizes)
+    VALUES (%(batch_id)s, 'RECEIVED', %(lane)s, %(event_count)s, %(event_ids)s, %(event_uuids)s, %(topics)s,
+            %(sources)s, %(payloads)s, %(timestamps)s, %(request_ids)s, %(request_sizes)s)
     ON CONFLICT (batch_id, action, attempt) DO NOTHING
     RETURNING id, batch_id, recorded_at, event_count
 ), sent AS (
@@ -252,6 +252,7 @@ class Writer:
         Raises DatabaseAway where the outcome is unknown or nothing was done, psycopg.Error where PostgreSQL refused.
         """
         tally = Counter(events.topics)
+        event_uuids = arrays.uuids(events.event_ids)
         with database.ours():
             await self.connection.execute(
                 RECORD_RECEIVED,
@@ -259,7 +260,8 @@ class Writer:
                     "batch_id": batch_id,
                     "lane": self.lane,
                     "event_count": len(events),
-                    "event_ids": arrays.TextArray(events.event_ids),
+                    "event_ids": None if event_uuids else arrays.TextArray(events.event_ids),
+                    "event_uuids": event_uuids,
                     "topics": arrays.TextArray(events.topics),
                     "sources": arrays.TextArray(events.sources),
                     "payloads": arrays.JsonArray(events.payloads),

@@ -53,7 +53,8 @@ WITH judged AS MATERIALIZED (
                %(errors)s::jsonb ->> e.position::text AS error
         FROM unnest(%(batch_ids)s::uuid[], %(won)s::bytea[]) AS b(batch_id, won)
         CROSS JOIN LATERAL (
-            SELECT generate_series(1, event_count) AS position, unnest(event_ids) AS event_id, unnest(topics) AS topic,
+            SELECT generate_series(1, event_count) AS position,
+                   unnest(coalesce(event_ids, event_uuids::text[])) AS event_id, unnest(topics) AS topic,
                    unnest(payloads) AS payload
             FROM facts WHERE facts.batch_id = b.batch_id AND action = 'RECEIVED'
         ) AS e

@@ -56,7 +56,7 @@ WITH ahead AS MATERIALIZED (
     JOIN facts r ON r.batch_id = t.batch_id AND r.action = 'RECEIVED'
     CROSS JOIN LATERAL (
         SELECT e.*
-        FROM unnest(r.event_ids, r.topics, r.sources, r.payloads, r.timestamps)
+        FROM unnest(coalesce(r.event_ids, r.event_uuids::text[]), r.topics, r.sources, r.payloads, r.timestamps)
             WITH ORDINALITY AS e(event_id, topic, source, payload, "timestamp", position)
         LEFT JOIN unnest(t.positions) AS chosen(position) ON chosen.position = e.position
         WHERE t.positions IS NULL OR chosen.position IS NOT NULL

@@ -107,7 +107,8 @@ IN_FLIGHT = f"""
 SELECT outbox.batch_id, e.position::int
 FROM outbox
 JOIN facts ON facts.batch_id = outbox.batch_id AND facts.action = 'RECEIVED'
-CROSS JOIN LATERAL unnest(facts.event_ids, facts.topics) WITH ORDINALITY AS e(event_id, topic, position)
+CROSS JOIN LATERAL unnest(coalesce(facts.event_ids, facts.event_uuids::text[]), facts.topics)
+    WITH ORDINALITY AS e(event_id, topic, position)
 WHERE e.{KEY.replace("AND ", "AND e.")}
 """
 

@@ -11,11 +11,36 @@ depends_on = None
 
 RECEIVED_EVENTS_VIEW = """
 CREATE OR REPLACE VIEW received_events AS
-SELECT f.batch_id, generate_series(1, f.event_count) AS position, unnest(f.event_ids) AS event_id,
-       unnest(f.topics) AS topic, unnest(f.sources) AS source, unnest(f.payloads) AS payload,
+SELECT f.batch_id, generate_series(1, f.event_count) AS position,
+       unnest(coalesce(f.event_ids, f.event_uuids::text[])) AS event_id, unnest(f.topics) AS topic,
+       unnest(f.sources) AS source, unnest(f.payloads) AS payload,
        unnest(f.timestamps) AS "timestamp"
 FROM facts f
-WHERE f.event_ids IS NOT NULL
+WHERE f.action = 'RECEIVED'
+"""
+
+AUDIT_LOG_VIEW = """
+CREATE OR REPLACE VIEW audit_log AS
+SELECT f.id * 65536 + e.position AS id, e.event_id, e.topic, e.source, f.action, f.worker_id,
+       CASE f.action
+           WHEN 'DROPPED' THEN CASE WHEN e.position = ANY (f.conflicts) THEN 'conflict' ELSE 'duplicate' END
+           WHEN 'FAILED' THEN f.errors[array_position(f.positions, e.position)]
+       END AS reason,
+       f.recorded_at AS created_at, f.id AS fact_id, f.batch_id, e.position, f.lane, f.attempt
+FROM facts f
+JOIN facts r ON r.batch_id = f.batch_id AND r.action = 'RECEIVED'
+CROSS JOIN LATERAL (
+    SELECT all_of.event_id, all_of.topic, all_of.source, all_of.position::int AS position
+    FROM unnest(coalesce(r.event_ids, r.event_uuids::text[]), r.topics, r.sources)
+        WITH ORDINALITY AS all_of(event_id, topic, source, position)
+    WHERE f.positions IS NULL
+    UNION ALL
+    SELECT these.event_id, these.topic, these.source, these.position::int
+    FROM unnest(coalesce(r.event_ids, r.event_uuids::text[]), r.topics, r.sources)
+        WITH ORDINALITY AS these(event_id, topic, source, position)
+    JOIN unnest(f.positions) AS chosen(position) ON chosen.position = these.position
+    WHERE f.positions IS NOT NULL
+) AS e
 """
 
 COUNT_CONFLICTS = """
@@ -58,6 +83,20 @@ COUNTERS = ("received", "queued", "processed", "dropped", "failed", "conflicts")
 
 
 def upgrade() -> None:
+    op.add_column(
+        "facts",
+        sa.Column(
+            "event_uuids",
+            sa.ARRAY(sa.Uuid()),
+            nullable=True,
+            comment="RECEIVED: instead of event_ids, where all are UUIDs as PostgreSQL writes",
+        ),
+    )
+    op.execute("ALTER TABLE facts ALTER COLUMN event_uuids SET STORAGE EXTERNAL")
+    op.drop_constraint("ck_facts_events", "facts", type_="check")
+    op.create_check_constraint(
+        "ck_facts_events", "facts", "(action = 'RECEIVED') = (num_nonnulls(event_ids, event_uuids) = 1)"
+    )
     op.add_column(
         "facts",
         sa.Column(
@@ -130,14 +169,11 @@ def upgrade() -> None:
         comment="Heartbeats of the projector workers",
     )
     op.execute(RECEIVED_EVENTS_VIEW)
+    op.execute(AUDIT_LOG_VIEW)
     op.execute(COUNT_CONFLICTS)
     op.execute(SEQUENCE_WHAT_IS_THERE)
     op.get_bind().exec_driver_sql(GRANTS.replace("%", "%%"))
 
 
 def downgrade() -> None:
-    for table in ("workers", "history", "stream", "unsequenced"):
-        op.drop_table(table)
-    op.drop_column("stats", "conflicts")
-    op.drop_column("facts", "request_sizes")
-    op.drop_column("facts", "request_ids")
+    raise NotImplementedError("0002 cannot read ids that are kept as UUIDs, and facts are never changed")

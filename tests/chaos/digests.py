@@ -21,7 +21,7 @@ CROSS JOIN LATERAL (
            md5(string_agg(concat_ws('|', event_id, topic, payload,
                    to_char("timestamp" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')), E'\\n'
                    ORDER BY position)) AS digest
-    FROM unnest(event_ids, topics, sources, payloads, timestamps) WITH ORDINALITY
+    FROM unnest(coalesce(event_ids, event_uuids::text[]), topics, sources, payloads, timestamps) WITH ORDINALITY
          AS e(event_id, topic, source, payload, "timestamp", position)
     GROUP BY source
 ) AS s

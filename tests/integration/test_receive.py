@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -49,6 +49,20 @@ async def test_what_was_answered_is_in_the_ledger_outbox_and_counters(
         assert db.execute("SELECT batch_id, event_count FROM outbox").fetchall() == [(committed[0], 2)]
         counters = db.execute("SELECT topic, received, queued, processed FROM stats ORDER BY topic").fetchall()
         assert counters == [("t", 1, 0, 0), ("u", 1, 0, 0)]
+
+
+async def test_ids_that_are_uuids_are_kept_as_such_and_read_like_any_other(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    ids = [str(uuid4()) for _ in range(3)]
+    async with receiving(database_url) as (receiver, _):
+        await receiver.receive(columns(*map(event, ids)), 1, "r")
+        await receiver.receive(columns(event(ids[0].upper()), event(ids[1])), 1, "r")
+    kept = "SELECT event_uuids::text[], event_ids FROM facts WHERE action = 'RECEIVED' ORDER BY id"
+    assert db.execute(kept).fetchall() == [(ids, None), (None, [ids[0].upper(), ids[1]])]
+    for view in ("received_events", "audit_log"):
+        found = db.execute(f"SELECT event_id FROM {view}").fetchall()
+        assert sorted(row[0] for row in found) == sorted([*ids, ids[0].upper(), ids[1]])
 
 
 @asynccontextmanager
