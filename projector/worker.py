@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -14,34 +13,22 @@ import psycopg
 import redis
 
 from chronicle import broker, database, logs
-from chronicle.arrays import UuidArray
 from chronicle.errors import ChronicleError, DatabaseAway
-from projector import heartbeat, metrics
+from projector import heartbeat, metrics, outbox
 from projector.heartbeat import Heartbeat
+from projector.outbox import MOST_TICKETS, Batch
 from projector.projection import abandon, project, project_apart
-
-MOST_TICKETS = 32
-MOST_EVENTS = 10_000
-"""Events a transaction; one batch alone may have more."""
 
 ROUND_SECONDS = 0.03
 """In quiet times a round takes at least so long: many small batches are then projected together, for little more."""
 
-OVERDUE_SECONDS = 1.0
-"""A batch that waits longer in the outbox is projected without a ticket."""
-
-MOST_OVERDUE = 16
-
 SWEEP_SECONDS = 2.0
 """How often a busy worker looks for overdue batches, and any worker for tickets that others left."""
 
-ALONE, APART, NO_MORE = 2, 3, 30
-"""A batch that came back so often is projected alone, then event by event, then no more: its events become FAILED."""
+APART, NO_MORE = 3, 30
+"""A batch that came back so often is projected event by event, then no more: its events become FAILED."""
 
 ABANDONED_MILLISECONDS = 10_000
-MOST_NAMED = 20
-"""Requests of a batch that a line of the log names."""
-
 PAUSE_SECONDS = 0.2
 
 log = logs.get(__name__)
@@ -148,17 +135,11 @@ class Worker:
         returned = batch_ids if again else []
         if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
-            returned = [*returned, *self._overdue(connection)]
-        batches: dict[UUID, Batch] = {}
-        with database.ours():
-            if batch_ids:
-                waiting = connection.execute(SIZES, {"batch_ids": UuidArray(batch_ids)}, prepare=True)
-                batches = _batches(waiting)
-            if returned:
-                # Counted, and committed, before the try: also a try that ends this process counts.
-                batches |= _batches(connection.execute(COUNT_ATTEMPT, {"batch_ids": returned}, prepare=True))
-        self._most_tickets = _fitting(batches.values()) or self._most_tickets
-        for group in _bounded(batches.values()):
+            returned = [*returned, *outbox.overdue(connection)]
+        # Counted, and committed, before the try: also a try that ends this process counts.
+        batches = outbox.waiting(connection, batch_ids) | outbox.count_attempt(connection, returned)
+        self._most_tickets = outbox.fitting(batches.values()) or self._most_tickets
+        for group in outbox.grouped(batches.values()):
             self._project(connection, group)
             self._beat(connection)
         self._acknowledge(list(tickets))
@@ -248,16 +229,9 @@ class Worker:
         except (redis.RedisError, OSError) as error:
             self._redis_failed(error)
 
-    def _overdue(self, connection: psycopg.Connection[Any]) -> list[UUID]:
-        """Some of the batches that have waited too long: a random few of the oldest, so that workers spread."""
-        with database.ours():
-            rows = connection.execute(OVERDUE, {"seconds": OVERDUE_SECONDS}, prepare=True).fetchall()
-        oldest = [row[0] for row in rows]
-        return random.sample(oldest, min(MOST_OVERDUE, len(oldest)))
-
     def _project(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
         """Projects a group; where it fails, each batch alone, so that a bad one does not hold up the others."""
-        batch_id, _, attempts, _ = group[0]
+        batch_id, attempts = group[0].batch_id, group[0].attempts
         try:
             if attempts >= NO_MORE:
                 abandon(connection, batch_id, self.worker_id, f"given up: {attempts} attempts ended the session")
@@ -268,8 +242,8 @@ class Worker:
                 self._note_lag(group)
                 log.error("events failed", **self._about(connection, [batch_id]), events=len(errors))
             else:
-                projected = set(project(connection, [batch[0] for batch in group], self.worker_id))
-                self._note_lag(batch for batch in group if batch[0] in projected)
+                projected = set(project(connection, [batch.batch_id for batch in group], self.worker_id))
+                self._note_lag(batch for batch in group if batch.batch_id in projected)
             self._projected.set()
         except psycopg.OperationalError as error:
             metrics.PROJECT_FAILURES.inc()
@@ -277,97 +251,27 @@ class Worker:
             raise DatabaseAway(str(error).strip()) from error
         except psycopg.Error as error:
             metrics.PROJECT_FAILURES.inc()
-            log.error("refused", **self._about(connection, [batch[0] for batch in group]), error=str(error).strip())
+            log.error(
+                "refused", **self._about(connection, [batch.batch_id for batch in group]), error=str(error).strip()
+            )
             for batch in group if len(group) > 1 else ():
                 self._project(connection, [batch])
 
     def _note_lag(self, projected: Iterable[Batch]) -> None:
         self._heartbeat.projected()
         now = time.monotonic()
-        for *_, received in projected:
-            metrics.LAG.observe(now - received)
+        for batch in projected:
+            metrics.LAG.observe(now - batch.received)
 
     def _about(self, connection: psycopg.Connection[Any], batch_ids: Sequence[UUID]) -> dict[str, Any]:
         """What a line of the log says about batches: the first, and some of the requests that they are made of."""
-        requests = database.value(connection, REQUESTS, {"batch_ids": batch_ids, "most": MOST_NAMED})
+        requests = outbox.request_ids(connection, batch_ids)
         return {"batch_id": str(batch_ids[0]), "request_ids": requests, "worker_id": self.worker_id}
 
     def _not_their_fault(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
         """A lock that was not free or a disk that was full counts for nothing; the end of the session does."""
         if not connection.broken:
-            with database.ours():
-                connection.execute(FORGIVE_ATTEMPT, {"batch_ids": [batch[0] for batch in group]})
-
-
-Batch = tuple[UUID, int, int, float]
-"""Id, number of events, how often it came back, and when it was received, by the monotonic clock of this process."""
-
-
-def _batches(rows: Iterable[tuple[UUID, int, int, float]]) -> dict[UUID, Batch]:
-    """The batches that rows of the outbox tell of; the last column is their age in seconds."""
-    now = time.monotonic()
-    return {batch_id: (batch_id, size, attempts, now - age) for batch_id, size, attempts, age in rows}
-
-
-def _fitting(batches: Collection[Batch]) -> int | None:
-    """How many batches of this size a transaction takes, so that a worker leaves the others what they could do now."""
-    events = sum(size for _, size, *_ in batches)
-    return max(1, min(MOST_TICKETS, MOST_EVENTS * len(batches) // events)) if events else None
-
-
-def _bounded(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-    """The batches in groups of at most MOST_EVENTS events; one that came back repeatedly is a group of its own."""
-    group: list[Batch] = []
-    events = 0
-    for batch in batches:
-        _, size, attempts, _ = batch
-        if attempts >= ALONE:
-            yield [batch]
-            continue
-        if group and events + size > MOST_EVENTS:
-            yield group
-            group, events = [], 0
-        group.append(batch)
-        events += size
-    if group:
-        yield group
-
-
-OVERDUE = """
-SELECT batch_id FROM outbox
-WHERE received_at < clock_timestamp() - make_interval(secs => %(seconds)s)
-  AND received_at < clock_timestamp() - make_interval(secs => %(seconds)s * power(2, least(attempts, 3)))
-ORDER BY received_at
-LIMIT 256
-"""
-
-SIZES = """
-SELECT batch_id, event_count, attempts, extract(epoch FROM clock_timestamp() - received_at)::float8 FROM outbox
-WHERE batch_id = ANY (%(batch_ids)s::uuid[])
-ORDER BY received_at
-"""
-
-COUNT_ATTEMPT = """
-WITH held AS (
-    SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE
-)
-UPDATE outbox SET attempts = attempts + 1 FROM held WHERE outbox.batch_id = held.batch_id
-RETURNING outbox.batch_id, outbox.event_count, outbox.attempts,
-          extract(epoch FROM clock_timestamp() - outbox.received_at)::float8
-"""
-
-REQUESTS = """
-SELECT array_agg(request_id)
-FROM (
-    SELECT unnest(request_ids) AS request_id FROM facts
-    WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND action = 'RECEIVED'
-    LIMIT %(most)s
-) AS named
-"""
-
-FORGIVE_ATTEMPT = """
-UPDATE outbox SET attempts = attempts - 1 WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND attempts > 0
-"""
+            outbox.forgive_attempt(connection, group)
 
 
 def _named(entries: list[tuple[str, dict[str, str]]]) -> dict[str, UUID]:

@@ -17,7 +17,8 @@ from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
 from command.app import create_app
 from command.receive import Receiver, Writer
-from projector.worker import MOST_NAMED, Worker
+from projector.outbox import MOST_NAMED
+from projector.worker import Worker
 
 POISON = "ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id NOT LIKE 'poison%') NOT VALID"
 LEDGER = "SELECT request_ids, request_sizes FROM facts WHERE action = 'RECEIVED'"

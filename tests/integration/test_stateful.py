@@ -171,7 +171,7 @@ def test_nothing_is_lost_or_doubled_in_any_order_of_things(
     postgres_url: str, template: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broker, "BLOCK_MILLISECONDS", 1)
-    monkeypatch.setattr(projector, "OVERDUE_SECONDS", 0.0)
+    monkeypatch.setattr("projector.outbox.OVERDUE_SECONDS", 0.0)
     with psycopg.connect(postgres_url, autocommit=True) as admin:
 
         def fresh_log() -> Log:

@@ -24,7 +24,8 @@ class Mutant:
 
 
 BROKER, DATABASE, REBUILD = "chronicle/broker.py", "chronicle/database.py", "chronicle/rebuild.py"
-RECEIVE, PROJECTION, WORKER = "command/receive.py", "projector/projection.py", "projector/worker.py"
+RECEIVE, PROJECTION = "command/receive.py", "projector/projection.py"
+WORKER, OUTBOX = "projector/worker.py", "projector/outbox.py"
 SEQUENCER = "projector/sequencer.py"
 
 COMMIT = "                await current.record_received(batch_id, events, parts)\n"
@@ -168,11 +169,7 @@ MUTANTS = (
     ),
     Mutant(
         "batches without a ticket never looked for",
-        (
-            Edit(
-                WORKER, "        return random.sample(oldest, min(MOST_OVERDUE, len(oldest)))\n", "        return []\n"
-            ),
-        ),
+        (Edit(OUTBOX, "    return random.sample(oldest, min(MOST_OVERDUE, len(oldest)))\n", "    return []\n"),),
         ("tests/integration/test_worker.py::test_a_batch_without_a_ticket_is_found_in_the_outbox",),
     ),
     Mutant(
