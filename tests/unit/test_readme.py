@@ -50,11 +50,14 @@ def test_make_targets_in_the_readme_exist() -> None:
 
 
 def test_every_folder_and_module_of_the_map_exists() -> None:
-    section = README.split("## Architecture, for contributors")[1].split("```")[1]
+    section = re.sub(r"\n +", " · ", README.split("## Architecture, for contributors")[1].split("```")[1])
     for folder, modules in re.findall(r"^(\w+)/\s+(.*)$", section, re.MULTILINE):
         assert (ROOT / folder).is_dir()
-        for module in re.findall(r"(?:^|· )(\w+)", modules) if "·" in modules and folder != "publisher" else ():
-            assert (ROOT / folder / f"{module}.py").exists(), f"{folder}/{module}"
+        for module in (
+            re.findall(r"(?:^|· )(\w+)", modules) if folder in ("command", "projector", "query", "loadtest") else ()
+        ):
+            place = ROOT / folder / module
+            assert place.with_suffix(".py").exists() or place.is_dir(), place
 
 
 def test_every_fault_and_the_number_of_mutants_is_in_the_readme() -> None:
