@@ -6,15 +6,27 @@ SECONDS = 5.0
 """How often each of them does."""
 
 SAMPLE = """
-WITH forgotten AS (
+WITH counted AS (
+    SELECT date_trunc('minute', clock_timestamp()) AS minute, coalesce(sum(received), 0) AS received,
+           coalesce(sum(queued), 0) AS queued, coalesce(sum(processed), 0) AS processed,
+           coalesce(sum(dropped), 0) AS dropped, coalesce(sum(failed), 0) AS failed,
+           coalesce(sum(conflicts), 0) AS conflicts
+    FROM stats
+), forgotten AS (
     DELETE FROM history WHERE minute < clock_timestamp() - interval '25 hours'
+), begun AS (
+    INSERT INTO history (minute, received, queued, processed, dropped, failed, conflicts)
+    SELECT minute - interval '1 minute', received, queued, processed, dropped, failed, conflicts FROM counted
+    ON CONFLICT (minute) DO NOTHING
 )
 INSERT INTO history (minute, received, queued, processed, dropped, failed, conflicts)
-SELECT date_trunc('minute', clock_timestamp()), coalesce(sum(received), 0), coalesce(sum(queued), 0),
-       coalesce(sum(processed), 0), coalesce(sum(dropped), 0), coalesce(sum(failed), 0), coalesce(sum(conflicts), 0)
-FROM stats
+SELECT minute, received, queued, processed, dropped, failed, conflicts FROM counted
 ON CONFLICT (minute) DO UPDATE SET
     received = excluded.received, queued = excluded.queued, processed = excluded.processed,
     dropped = excluded.dropped, failed = excluded.failed, conflicts = excluded.conflicts
 """
-"""Keeps the counters of all topics as those of this minute. Its cost does not grow with events or time."""
+"""Keeps the counters of all topics as those of this minute. Its cost does not grow with events or time.
+
+Where nobody looked in the minute before, they are also what it ended with: else nobody could say what the first minute of
+a system, or after a pause, brings.
+"""
