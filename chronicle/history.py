@@ -27,6 +27,6 @@ ON CONFLICT (minute) DO UPDATE SET
 """
 """Keeps the counters of all topics as those of this minute. Its cost does not grow with events or time.
 
-Where nobody looked in the minute before, they are also what it ended with: else nobody could say what the first minute of
-a system, or after a pause, brings.
+Where nobody looked in the minute before, they are also what it ended with: else nobody could say what the first minute
+of a system, or after a pause, brings.
 """
