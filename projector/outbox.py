@@ -1,0 +1,139 @@
+"""What waits in the outbox, how often it came back, and how much of it makes one transaction."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+
+from chronicle import database
+from chronicle.arrays import UuidArray
+
+MOST_TICKETS = 32
+MOST_EVENTS = 10_000
+"""Events a transaction; one batch alone may have more."""
+
+OVERDUE_SECONDS = 1.0
+"""A batch that waits longer in the outbox is projected without a ticket."""
+
+MOST_OVERDUE = 16
+
+ALONE = 2
+"""A batch that came back so often is projected alone."""
+
+MOST_NAMED = 20
+"""Requests of a batch that a line of the log names."""
+
+
+class Batch(NamedTuple):
+    """A batch of the outbox; `received` by the monotonic clock of this process."""
+
+    batch_id: UUID
+    event_count: int
+    attempts: int
+    received: float
+
+
+def waiting(connection: psycopg.Connection[Any], batch_ids: Collection[UUID]) -> dict[UUID, Batch]:
+    """Those of the batches that wait to be projected, oldest first."""
+    if not batch_ids:
+        return {}
+    with database.ours():
+        return _batches(connection.execute(WAITING, {"batch_ids": UuidArray(batch_ids)}, prepare=True))
+
+
+def count_attempt(connection: psycopg.Connection[Any], batch_ids: Collection[UUID]) -> dict[UUID, Batch]:
+    """Those of the batches that wait to be projected; for each it is noted that it came back once more."""
+    if not batch_ids:
+        return {}
+    with database.ours():
+        return _batches(connection.execute(COUNT_ATTEMPT, {"batch_ids": UuidArray(batch_ids)}, prepare=True))
+
+
+def forgive_attempt(connection: psycopg.Connection[Any], group: Iterable[Batch]) -> None:
+    """Takes back one attempt of each."""
+    with database.ours():
+        connection.execute(FORGIVE_ATTEMPT, {"batch_ids": [batch.batch_id for batch in group]})
+
+
+def overdue(connection: psycopg.Connection[Any]) -> list[UUID]:
+    """Some of the batches that have waited too long: a random few of the oldest, so that workers spread."""
+    with database.ours():
+        rows = connection.execute(OVERDUE, {"seconds": OVERDUE_SECONDS}, prepare=True).fetchall()
+    oldest = [row[0] for row in rows]
+    return random.sample(oldest, min(MOST_OVERDUE, len(oldest)))
+
+
+def request_ids(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID]) -> list[str]:
+    """At most MOST_NAMED of the requests that the batches are made of."""
+    return database.value(connection, REQUESTS, {"batch_ids": batch_ids, "most": MOST_NAMED}) or []
+
+
+def fitting(batches: Collection[Batch]) -> int | None:
+    """How many batches of this size a transaction takes, so that a worker leaves the others what they could do now."""
+    events = sum(batch.event_count for batch in batches)
+    return max(1, min(MOST_TICKETS, MOST_EVENTS * len(batches) // events)) if events else None
+
+
+def grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """The batches in groups of at most MOST_EVENTS events; one that came back repeatedly is a group of its own."""
+    group: list[Batch] = []
+    events = 0
+    for batch in batches:
+        if batch.attempts >= ALONE:
+            yield [batch]
+            continue
+        if group and events + batch.event_count > MOST_EVENTS:
+            yield group
+            group, events = [], 0
+        group.append(batch)
+        events += batch.event_count
+    if group:
+        yield group
+
+
+def _batches(rows: Iterable[tuple[UUID, int, int, float]]) -> dict[UUID, Batch]:
+    """The batches that rows of the outbox tell of; the last column is their age in seconds."""
+    now = time.monotonic()
+    return {batch_id: Batch(batch_id, size, attempts, now - age) for batch_id, size, attempts, age in rows}
+
+
+OVERDUE = """
+SELECT batch_id FROM outbox
+WHERE received_at < clock_timestamp() - make_interval(secs => %(seconds)s)
+  AND received_at < clock_timestamp() - make_interval(secs => %(seconds)s * power(2, least(attempts, 3)))
+ORDER BY received_at
+LIMIT 256
+"""
+
+WAITING = """
+SELECT batch_id, event_count, attempts, extract(epoch FROM clock_timestamp() - received_at)::float8 FROM outbox
+WHERE batch_id = ANY (%(batch_ids)s::uuid[])
+ORDER BY received_at
+"""
+
+COUNT_ATTEMPT = """
+WITH held AS (
+    SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE
+)
+UPDATE outbox SET attempts = attempts + 1 FROM held WHERE outbox.batch_id = held.batch_id
+RETURNING outbox.batch_id, outbox.event_count, outbox.attempts,
+          extract(epoch FROM clock_timestamp() - outbox.received_at)::float8
+"""
+
+FORGIVE_ATTEMPT = """
+UPDATE outbox SET attempts = attempts - 1 WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND attempts > 0
+"""
+
+REQUESTS = """
+SELECT array_agg(request_id)
+FROM (
+    SELECT unnest(request_ids) AS request_id FROM facts
+    WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND action = 'RECEIVED'
+    LIMIT %(most)s
+) AS named
+"""
