@@ -1,10 +1,19 @@
-"""What more than one service writes into the ledger: QUEUED facts. And the ids of batches."""
+"""The ledger's words and numbers, and what more than one service writes into it: QUEUED facts, ids of batches."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from uuid import UUID
+
+ACTIONS = ("RECEIVED", "QUEUED", "PROCESSED", "DROPPED", "FAILED")
+COUNTERS = tuple(action.lower() for action in ACTIONS)
+
+READ_MODELS = ("processed_events", "dropped_events", "failed_events", "fact_topics", "stats")
+"""The tables that `chronicle rebuild` makes again from the ledger."""
+
+RECORD_POSITIONS = 65_536
+"""An audit record's id is its fact's id times this, plus the event's position in the batch (which stays below it)."""
 
 
 def new_batch_id() -> UUID:

@@ -12,6 +12,7 @@ from sqlalchemy import MetaData, create_mock_engine
 
 from chronicle import broker, database, roles, tables
 from chronicle.errors import ChronicleError
+from chronicle.ledger import READ_MODELS
 from chronicle.replay import COLUMNS, LEDGER_SAYS
 
 SCHEMA = "rebuild"
@@ -62,7 +63,7 @@ def rebuild(url: str) -> None:
         _replay(connection, "-infinity")
         _replay(connection, since)
         _exclusively(connection, lambda: _swap(connection, since))
-        for table in tables.READ_MODELS:
+        for table in READ_MODELS:
             connection.execute(f"ANALYZE {table}")
 
 
@@ -74,7 +75,7 @@ def _make_tables(connection: psycopg.Connection[Any]) -> None:
 
     engine = create_mock_engine("postgresql+psycopg://", execute)
     metadata = MetaData(schema=SCHEMA)
-    for name in tables.READ_MODELS:
+    for name in READ_MODELS:
         tables.metadata.tables[name].to_metadata(metadata)
     with connection.transaction():
         connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
@@ -91,7 +92,7 @@ def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
     with connection.transaction():
         connection.execute(NOTE_FRESH_FACTS, {"since": since})
         connection.execute("ANALYZE rebuild.fresh")
-        for table in tables.READ_MODELS:
+        for table in READ_MODELS:
             if table != "stats":
                 rows = LEDGER_SAYS[table].format(audit_log=FRESH)
                 connection.execute(f"INSERT INTO {SCHEMA}.{table} ({COLUMNS[table]}) {rows}")
@@ -103,7 +104,7 @@ def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
 
 def _swap(connection: psycopg.Connection[Any], since: Any) -> None:
     _replay(connection, since)
-    for table in tables.READ_MODELS:
+    for table in READ_MODELS:
         roles.copy_privileges(connection, table, SCHEMA)
         connection.execute(f"DROP TABLE public.{table}")
         connection.execute(f"ALTER TABLE {SCHEMA}.{table} SET SCHEMA public")

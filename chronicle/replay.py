@@ -15,9 +15,16 @@ COLUMNS = {
 
 LEDGER_SAYS = {
     "processed_events": """
-        SELECT e.event_id, e.topic, e.source, e.payload, e."timestamp", e.batch_id, e.position
-        FROM {audit_log} a JOIN received_events e ON e.batch_id = a.batch_id AND e.position = a.position
-        WHERE a.action = 'PROCESSED'
+        SELECT e.event_id, e.topic, e.source, e.payload, e."timestamp", won.batch_id, e.position
+        FROM (
+            SELECT batch_id, array_agg(position) AS positions FROM {audit_log} a
+            WHERE action = 'PROCESSED' GROUP BY batch_id
+        ) AS won
+        CROSS JOIN LATERAL (
+            SELECT r.* FROM unnest(won.positions) AS these(position)
+            JOIN received_events r ON r.batch_id = won.batch_id AND r.position = these.position
+            OFFSET 0
+        ) AS e
     """,
     "dropped_events": """
         SELECT a.event_id, a.topic, a.batch_id, a.position, a.reason FROM {audit_log} a WHERE a.action = 'DROPPED'
@@ -46,4 +53,8 @@ LEDGER_SAYS = {
         GROUP BY a.topic, a.lane
     """,
 }
-"""For each read model, the rows that the records of the relation `{audit_log}` make, in the order of COLUMNS."""
+"""For each read model, the rows that the records of the relation `{audit_log}` make, in the order of COLUMNS.
+
+OFFSET 0 keeps PostgreSQL to one batch at a time: whatever it guesses of the sizes, it neither unfolds the whole ledger
+for a few batches nor compares each event with each.
+"""

@@ -29,14 +29,7 @@ from sqlalchemy import (
     text,
 )
 
-ACTIONS = ("RECEIVED", "QUEUED", "PROCESSED", "DROPPED", "FAILED")
-COUNTERS = tuple(action.lower() for action in ACTIONS)
-
-READ_MODELS = ("processed_events", "dropped_events", "failed_events", "fact_topics", "stats")
-"""The tables that `chronicle rebuild` makes again from the ledger."""
-
-RECORD_POSITIONS = 65_536
-"""An audit record's id is its fact's id times this, plus the event's position in the batch (which stays below it)."""
+from chronicle.ledger import ACTIONS, COUNTERS, RECORD_POSITIONS
 
 metadata = MetaData()
 KEY = Text(collation="C")

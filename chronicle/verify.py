@@ -10,8 +10,8 @@ from rich.table import Table
 
 from chronicle import broker, database
 from chronicle.errors import BrokerAway
+from chronicle.ledger import READ_MODELS
 from chronicle.replay import COLUMNS, LEDGER_SAYS
-from chronicle.tables import READ_MODELS
 
 OVERDUE_SECONDS = 30
 EXAMPLES = 3

@@ -33,6 +33,7 @@ def main() -> None:
     if options.readme:
         report.into_readme(report.read(file), ROOT / "README.md")
         return
+    options.results.mkdir(parents=True, exist_ok=True)
     results = report.begin(sys.argv[1:])
     for number in range(options.runs):
         results["runs"].append({})

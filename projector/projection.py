@@ -17,8 +17,7 @@ from uuid import UUID
 import psycopg
 
 from chronicle.arrays import BytesArray, IntArray, TextArray, UuidArray
-from chronicle.ledger import RECORD_QUEUED
-from chronicle.tables import RECORD_POSITIONS
+from chronicle.ledger import RECORD_POSITIONS, RECORD_QUEUED
 from projector import metrics
 
 CLAIM = """

@@ -9,7 +9,7 @@ import msgspec
 import psycopg
 from msgspec import Struct
 
-from chronicle.tables import ACTIONS
+from chronicle.ledger import ACTIONS
 from query import cursor
 
 

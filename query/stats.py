@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from chronicle.tables import COUNTERS
+from chronicle.ledger import COUNTERS
 
 STATS = """
 SELECT coalesce(sum(received), 0)::bigint, coalesce(sum(processed), 0)::bigint, coalesce(sum(dropped), 0)::bigint,

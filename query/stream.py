@@ -15,7 +15,7 @@ import psycopg
 from fastapi.sse import format_sse_event
 from msgspec import Raw
 
-from chronicle.tables import RECORD_POSITIONS
+from chronicle.ledger import RECORD_POSITIONS
 from query.events import Event
 
 MOST_FACTS, MOST_EVENTS = 1000, 1000

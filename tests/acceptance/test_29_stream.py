@@ -242,8 +242,11 @@ def test_under_load_and_kills_each_processed_event_comes_once_in_one_order(own_s
         for part in ("projector", "api", "postgres", "projector", "api", "postgres", ""):
             seen = len(everything.messages)
             everything.until(lambda seen=seen: len(everything.messages) > seen + 500, timeout=60)
+            connections = [(subscriber, subscriber.connections) for subscriber in (everything, one)]
             if part:
                 os.kill(eventually(lambda part=part: own_stack.pids().get(part, 0), timeout=30), signal.SIGKILL)
+            for subscriber, before in connections if part == "api" else ():
+                subscriber.until(lambda to=subscriber, before=before: to.connections > before, timeout=60)
     eventually(own_stack.is_ready, timeout=60)
     own_api.quiet()
     ledger = processed(own_stack)

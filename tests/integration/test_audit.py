@@ -133,15 +133,13 @@ async def scanned(db: psycopg.Connection[Any], statement: str, parameters: dict[
 BATCHES, SIZE = 2000, 20
 
 
-@pytest.mark.parametrize(
-    "filters",
-    [{}, {"action": "DROPPED"}, {"action": "FAILED"}, {"topic": "often"}, {"topic": "rare"}, {"topic": "never"},
-     {"topic": "often", "action": "FAILED"}, {"event_id": "e77"}, {"event_id": "never"}],
-    ids=str,
+ALL_FILTERS = (
+    {}, {"action": "DROPPED"}, {"action": "FAILED"}, {"topic": "often"}, {"topic": "rare"}, {"topic": "never"},
+    {"topic": "often", "action": "FAILED"}, {"event_id": "e77"}, {"event_id": "never"},
 )  # fmt: skip
-async def test_no_filter_reads_all_batches(
-    filters: dict[str, Any], database_url: str, db: psycopg.Connection[Any]
-) -> None:
+
+
+async def test_no_filter_reads_all_batches(database_url: str, db: psycopg.Connection[Any]) -> None:
     batches = [[event(f"e{n * SIZE + m}", topic="often") for m in range(SIZE)] for n in range(BATCHES)]
     for n in range(0, BATCHES, 7):
         batches[n][3] = event("e5", topic="often")
@@ -150,13 +148,14 @@ async def test_no_filter_reads_all_batches(
     for start in range(0, BATCHES, 100):
         project(db, batch_ids[start : start + 100], 0)
     db.execute("VACUUM ANALYZE")
-    statement = audit.BY_TIME if "topic" not in filters else audit.BY_TOPIC
-    if "event_id" in filters:
-        statement = audit.BY_EVENT
-    parameters = NO_FILTER | filters | {"limit": 100, "created_at": datetime.min, "fact_id": None, "position": 0}
-    actions = [filters["action"]] if "action" in filters else list(audit.ACTIONS)
-    rows = await scanned(db, statement, parameters | {"actions": actions})
-    assert sum(rows.values()) < BATCHES, rows
+    for filters in ALL_FILTERS:
+        statement = audit.BY_TIME if "topic" not in filters else audit.BY_TOPIC
+        if "event_id" in filters:
+            statement = audit.BY_EVENT
+        parameters = NO_FILTER | filters | {"limit": 100, "created_at": datetime.min, "fact_id": None, "position": 0}
+        actions = [filters["action"]] if "action" in filters else list(audit.ACTIONS)
+        rows = await scanned(db, statement, parameters | {"actions": actions})
+        assert sum(rows.values()) < BATCHES, (filters, rows)
 
 
 async def event_pages(url: str, filters: dict[str, Any], limit: int) -> tuple[list[dict[str, Any]], set[int]]:

@@ -12,8 +12,8 @@ from given import event, receive
 
 from chronicle import broker, database, rebuild, verify
 from chronicle.errors import ChronicleError
-from chronicle.replay import COLUMNS
-from chronicle.tables import READ_MODELS
+from chronicle.ledger import READ_MODELS
+from chronicle.replay import COLUMNS, LEDGER_SAYS
 from projector.projection import project, project_apart
 
 
@@ -49,6 +49,31 @@ async def test_a_rebuild_gives_back_the_same_read_models(database_url: str, db: 
         db.execute(f"DELETE FROM {table}")
     rebuild.rebuild(database_url)
     assert read_models(db) == before
+
+
+def work(db: psycopg.Connection[Any], statement: str) -> int:
+    """How many rows all steps of a statement's plan made or threw away."""
+
+    def of(node: dict[str, Any]) -> int:
+        thrown_away = sum(count for name, count in node.items() if name.startswith("Rows Removed"))
+        own = (node["Actual Rows"] + thrown_away) * node["Actual Loops"]
+        return round(own) + sum(map(of, node.get("Plans", ())))
+
+    return of(database.value(db, f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}")[0]["Plan"])
+
+
+async def test_a_replay_takes_no_more_than_its_events(database_url: str, db: psycopg.Connection[Any]) -> None:
+    # Without statistics, as after the first minute of a new system.
+    batches = [[event(f"e{batch}-{number}") for number in range(500)] for batch in range(8)]
+    batch_ids = await receive(database_url, *batches)
+    project(db, batch_ids, 0)
+    events = sum(map(len, batches))
+    db.execute("CREATE SCHEMA rebuild CREATE TABLE replayed (id bigint)")
+    db.execute(rebuild.NOTE_FRESH_FACTS.encode(), {"since": "-infinity"})
+    db.execute("DELETE FROM rebuild.fresh WHERE batch_id <> %s", [batch_ids[0]])
+    for table, says in LEDGER_SAYS.items():
+        assert work(db, says.format(audit_log="audit_log")) < 20 * events, table
+        assert work(db, says.format(audit_log=rebuild.FRESH)) < 20 * len(batches[0]), table
 
 
 async def test_after_a_rebuild_the_schema_is_the_same(database_url: str, db: psycopg.Connection[Any]) -> None:

@@ -17,7 +17,7 @@ from servers import eventually
 from structlog.testing import capture_logs
 
 from chronicle import database, rebuild, verify
-from chronicle.tables import RECORD_POSITIONS
+from chronicle.ledger import RECORD_POSITIONS
 from projector.failed import retry_batch
 from projector.projection import project, project_apart
 from projector.sequencer import TAKE_TURN, Sequencer, number

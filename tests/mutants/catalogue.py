@@ -63,7 +63,7 @@ DECIDE_AGAIN = """\
     )
 """
 
-SWAP = "    for table in tables.READ_MODELS:\n        roles.copy_privileges(connection, table, SCHEMA)\n"
+SWAP = "    for table in READ_MODELS:\n        roles.copy_privileges(connection, table, SCHEMA)\n"
 
 MUTANTS = (
     Mutant(
