@@ -56,6 +56,7 @@ class Connection(HttpToolsProtocol):
         """A client is there."""
         super().connection_made(transport)
         self._running: RequestResponseCycle | None = None
+        self._unwritten: list[bytes | bytearray | memoryview] = []
         self._in_body = self._ended = self._asked = False
         self._head_bytes = self._unread_bytes = self._unsent_bytes = 0
         self._began = self._moved = self._sent = self._wrote = self.loop.time()
@@ -65,8 +66,14 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, or was cut."""
+        self._unwritten = []
         self._looking.cancel()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The service stops."""
+        self._flush()
+        super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Some of a request came."""
@@ -189,16 +196,28 @@ class Connection(HttpToolsProtocol):
         if running:
             running.disconnected = True
             running.message_event.set()
+        self._flush()
         if not (running and running.response_started):
             self.transport.write(_error(status, Problem(type=kind, loc=[], msg=message)))
         self._linger()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Some of an answer, of which uvicorn sends no more before this is nearly read."""
-        self._wrote = self.loop.time()
-        self.transport.write(data)
+        """Some of an answer, of which uvicorn sends no more before this is nearly read.
+
+        uvicorn writes the head of an answer and its body apart; they leave together, and so wake the client once.
+        """
+        if not self._unwritten:
+            self.loop.call_soon(self._flush)
+        self._unwritten.append(data)
         if len(data) > LARGE_ANSWER:
+            self._flush()
             self._make_room()
+
+    def _flush(self) -> None:
+        if self._unwritten and not self.transport.is_closing():
+            self._wrote = self.loop.time()
+            self.transport.writelines(self._unwritten)
+        self._unwritten = []
 
     def _make_room(self) -> None:
         readers = [each for each in self.connections if isinstance(each, Connection)]
@@ -210,6 +229,7 @@ class Connection(HttpToolsProtocol):
 
     def end(self) -> None:
         """After the last answer; softly while the client still sends."""
+        self._flush()
         if self._in_body:
             self._linger()
         else:
@@ -218,6 +238,7 @@ class Connection(HttpToolsProtocol):
     def _linger(self) -> None:
         """Takes no more requests, and throws away what still comes, for a while or until the client closes."""
         self._ended = True
+        self._flush()
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import re
-import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,6 +34,9 @@ MOST_PROBLEMS = 10
 STOP_SECONDS = 8
 HEAD = "chronicle.head"
 """In the scope of a GET request that was sent as HEAD: for routes whose answer has no end."""
+
+REQUEST_ID = "chronicle.request_id"
+"""In the scope of each request: the id that its answer and the log have."""
 
 ACCEPTS = 128
 """New clients taken at once; more would make those wait that are here."""
@@ -114,20 +117,22 @@ class Application(FastAPI):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._direct: dict[str, ASGIApp] = {}
+        self._direct: dict[str, tuple[Route, ASGIApp]] = {}
 
     def post(self, path: str, endpoint: Endpoint) -> None:  # type: ignore[override]
         """Answers POST requests to a path through our middleware alone."""
-        self.router.routes.append(Route(path, endpoint, methods=["POST"]))
+        route = Route(path, endpoint, methods=["POST"])
+        self.router.routes.append(route)
         app = _answering(endpoint)
         for middleware in reversed(self.user_middleware):
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)
-        self._direct[path] = app
+        self._direct[path] = route, app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the life of the application."""
         if scope.get("method") == "POST" and (direct := self._direct.get(scope["path"])):
-            await direct(scope, receive, send)
+            scope["route"], app = direct
+            await app(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -143,11 +148,6 @@ def _answering(endpoint: Endpoint) -> ASGIApp:
         await response(scope, receive, send)
 
     return app
-
-
-def request_id() -> str:
-    """The id of the request under way."""
-    return str(structlog.contextvars.get_contextvars()["request_id"])
 
 
 class RequestIds:
@@ -167,7 +167,7 @@ class RequestIds:
             await self.app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = given if self.PLAIN.fullmatch(given) else secrets.token_hex(8).encode()
+        request_id = given if self.PLAIN.fullmatch(given) else f"{random.getrandbits(64):016x}".encode()
         headers = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
 
         begun = False
@@ -182,7 +182,8 @@ class RequestIds:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET", HEAD: True}
         # Never unbound: each request has a task, and so a context, of its own.
-        structlog.contextvars.bind_contextvars(request_id=request_id.decode())
+        scope[REQUEST_ID] = request_id.decode()
+        structlog.contextvars.bind_contextvars(request_id=scope[REQUEST_ID])
         try:
             await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.middleware import Middleware
 
 from chronicle import events, http, logs, metrics, openapi
@@ -48,14 +49,15 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
             # Again and again: wait_for of Python 3.11, which psycopg waits with, can lose a cancellation.
             tasks = (await asyncio.wait(tasks, timeout=1))[1]
 
-    async def publish(request: Request) -> JSONResponse:
+    async def publish(request: Request) -> Response:
         async with bodies.body(request) as body:
             accepted = await _decoded(body, settings.chronicle_max_events)
             if accepted:
                 await watch.durable()
-                await receiver.receive(accepted, len(body), http.request_id())
+                await receiver.receive(accepted, len(body), request.scope[http.REQUEST_ID])
         count = len(accepted)
-        return JSONResponse({"status": "success", "message": f"Published {count} events", "events_count": count})
+        answer = {"status": "success", "message": f"Published {count} events", "events_count": count}
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
     doors = [Middleware(Admission, load), Middleware(ApiKeys, keyring)]
     app = http.application("ChronicleWeaver command", lifespan=running, middleware=doors)
