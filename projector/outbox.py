@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -61,11 +62,16 @@ def forgive_attempt(connection: psycopg.Connection[Any], group: Iterable[Batch])
 
 
 def overdue(connection: psycopg.Connection[Any]) -> list[UUID]:
-    """Some of the batches that have waited too long: a random few of the oldest, so that workers spread."""
+    """Some of the batches that have waited too long: a random few of the oldest, so that workers spread.
+
+    No more than one transaction takes: what is counted as tried must not wait, for others would try it meanwhile.
+    """
     with database.ours():
-        rows = connection.execute(OVERDUE, {"seconds": OVERDUE_SECONDS}, prepare=True).fetchall()
-    oldest = [row[0] for row in rows]
-    return random.sample(oldest, min(MOST_OVERDUE, len(oldest)))
+        oldest = connection.execute(OVERDUE, {"seconds": OVERDUE_SECONDS}, prepare=True).fetchall()
+    chosen = random.sample(oldest, min(MOST_OVERDUE, len(oldest)))
+    sums = itertools.accumulate(event_count for _, event_count in chosen)
+    few = [batch_id for (batch_id, _), events in zip(chosen, sums, strict=True) if events <= MOST_EVENTS]
+    return few or [batch_id for batch_id, _ in chosen[:1]]
 
 
 def request_ids(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID]) -> list[str]:
@@ -103,7 +109,7 @@ def _batches(rows: Iterable[tuple[UUID, int, int, float]]) -> dict[UUID, Batch]:
 
 
 OVERDUE = """
-SELECT batch_id FROM outbox
+SELECT batch_id, event_count FROM outbox
 WHERE received_at < clock_timestamp() - make_interval(secs => %(seconds)s)
   AND received_at < clock_timestamp() - make_interval(secs => %(seconds)s * power(2, least(attempts, 3)))
 ORDER BY received_at

@@ -136,8 +136,9 @@ class Worker:
         if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
             returned = [*returned, *outbox.overdue(connection)]
-        # Counted, and committed, before the try: also a try that ends this process counts.
-        batches = outbox.waiting(connection, batch_ids) | outbox.count_attempt(connection, returned)
+        # Counted, and committed, before the try: also a try that ends this process counts. And tried first: until it
+        # is claimed, others may count it as well.
+        batches = outbox.count_attempt(connection, returned) | outbox.waiting(connection, batch_ids)
         self._most_tickets = outbox.fitting(batches.values()) or self._most_tickets
         for group in outbox.grouped(batches.values()):
             self._project(connection, group)
@@ -240,7 +241,8 @@ class Worker:
             elif attempts >= APART:
                 errors = project_apart(connection, batch_id, self.worker_id)
                 self._note_lag(group)
-                log.error("events failed", **self._about(connection, [batch_id]), events=len(errors))
+                if errors:
+                    log.error("events failed", **self._about(connection, [batch_id]), events=len(errors))
             else:
                 projected = set(project(connection, [batch.batch_id for batch in group], self.worker_id))
                 self._note_lag(batch for batch in group if batch.batch_id in projected)

@@ -16,6 +16,7 @@ from servers import eventually
 from chronicle import broker, database
 from chronicle.errors import DatabaseAway
 from command.dispatch import Dispatcher
+from projector import outbox
 from projector.worker import Worker
 
 
@@ -295,6 +296,15 @@ async def test_in_quiet_times_what_was_published_first_wins(
     slow.join()
     free.join()
     assert db.execute("SELECT source FROM processed_events").fetchall() == [("first",)]
+
+
+@pytest.mark.parametrize(("size", "taken"), [(1, 5), (4000, 2), (6000, 1), (20_000, 1)])
+async def test_a_worker_counts_no_more_overdue_batches_than_it_tries_at_once(
+    size: int, taken: int, database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    await receive(database_url, *[[event(f"e{number}")] for number in range(5)])
+    db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute', event_count = %s", [size])
+    assert len(set(outbox.overdue(db))) == taken
 
 
 async def test_workers_get_worker_ids_of_their_own_and_free_ones_again(workers: Callable[[], Worker]) -> None:
