@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,11 +12,6 @@ import pytest
 
 from chronicle.up.children import stop
 from chronicle.up.servers import Postgres, Valkey, start
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """Half as many again as there are cores: a third of the time tests wait, for servers to start and faults to end."""
-    return (os.cpu_count() or 2) * 3 // 2
 
 
 @pytest.fixture(scope="session")
