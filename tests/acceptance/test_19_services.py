@@ -131,6 +131,7 @@ def test_workers_of_several_projectors_have_worker_ids_of_their_own(start: Start
         eventually(lambda: [row[0] for row in connection.execute(held)] == list(range(12)), timeout=30)
 
 
+@pytest.mark.timeout(240)
 def test_a_projector_that_is_told_to_stop_hands_over_cleanly(start: Start, environment: dict[str, str]) -> None:
     run(environment, "migrate")
     command, query = urls(start)
