@@ -238,7 +238,6 @@ class Connection(HttpToolsProtocol):
     def _linger(self) -> None:
         """Takes no more requests, and throws away what still comes, for a while or until the client closes."""
         self._ended = True
-        self._flush()
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
