@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from chronicle import database
 from chronicle.errors import DatabaseAway
+from projector.order import announce
 from projector.projection import insert_apart, record_outcome
 
 MOST_SHOWN = 1000
@@ -76,7 +77,12 @@ def retry_batch(
     with connection.transaction():
         rows = connection.execute(HOLD, filters | {"batch_id": batch_id}).fetchall()
         held = [row[0] for row in rows]
-        won = [winner for position in held for winner in insert_apart(connection, batch_id, position, position, errors)]
+        ahead = announce(connection, [batch_id])
+        won = [
+            winner
+            for position in held
+            for winner in insert_apart(connection, batch_id, range(position, position + 1), ahead, errors)
+        ]
         if succeeded := [position for position in held if position not in errors]:
             attempt = database.value(connection, NEXT_ATTEMPT, [batch_id])
             record_outcome(connection, {batch_id: held[-1]}, worker_id, won, {}, positions=succeeded, attempt=attempt)

@@ -2,7 +2,7 @@
 
 Claim, QUEUED where missing, insert the first sightings, judge the others, record the outcome, count: all of it or
 nothing. Payloads never leave PostgreSQL. Locks are taken in one order everywhere (outbox rows by batch, QUEUED facts by
-batch, events by topic and event_id), so that workers wait for each other and never deadlock.
+batch, then keys as projector/order.py says), so that workers never deadlock.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ import psycopg
 from chronicle.arrays import BytesArray, IntArray, TextArray, UuidArray
 from chronicle.ledger import RECORD_POSITIONS, RECORD_QUEUED
 from projector import metrics
+from projector.order import AHEAD, HAVE_ENDED, announce
 
 CLAIM = """
 WITH held AS (
@@ -27,17 +28,31 @@ WITH held AS (
 DELETE FROM outbox USING held WHERE outbox.batch_id = held.batch_id RETURNING outbox.batch_id, outbox.event_count
 """
 
-INSERT_FIRST_SIGHTINGS = """
-WITH won AS (
+INSERT_FIRST_SIGHTINGS = f"""
+WITH ahead AS MATERIALIZED ({AHEAD}), sightings AS MATERIALIZED (
+    SELECT DISTINCT ON (own.event_id, own.topic)
+           own.event_id, own.topic, own.source, own.payload, own."timestamp", own.batch_id, own.position,
+           theirs.event_id IS NOT NULL AS is_ahead
+    FROM received_events AS own
+    LEFT JOIN (
+        SELECT unnest(coalesce(event_ids, event_uuids::text[])) AS event_id, unnest(topics) AS topic
+        FROM facts WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM ahead)) AND action = 'RECEIVED'
+    ) AS theirs ON theirs.event_id = own.event_id AND theirs.topic = own.topic
+    WHERE own.batch_id = ANY (%(batch_ids)s::uuid[]) AND own.position >= %(first)s AND own.position - %(last)s <= 0
+    ORDER BY own.event_id, own.topic, own.batch_id, own.position
+), won AS (
     INSERT INTO processed_events (event_id, topic, source, payload, "timestamp", batch_id, position)
-    SELECT DISTINCT ON (event_id, topic) event_id, topic, source, payload, "timestamp", batch_id, position
-    FROM received_events
-    WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND position BETWEEN %(first)s AND %(last)s
-    ORDER BY event_id, topic, batch_id, position
+    SELECT event_id, topic, source, payload, "timestamp", batch_id, position FROM sightings WHERE NOT is_ahead
+    UNION ALL
+    SELECT event_id, topic, source, payload, "timestamp", batch_id, position FROM sightings
+    WHERE CASE WHEN is_ahead THEN ({HAVE_ENDED}) END
     ON CONFLICT (topic, event_id) DO NOTHING
     RETURNING batch_id, topic, position
 )
 SELECT batch_id, topic, array_agg(position) FROM won GROUP BY batch_id, topic
+"""
+"""What nobody ahead may insert comes first (see projector/order.py). A bound as `position - last` is none that
+PostgreSQL takes for a narrow one: to join few rows it would run through all of `theirs` for each.
 """
 
 RECORD_OUTCOME = """
@@ -150,7 +165,7 @@ def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], work
     with connection.transaction():
         claimed = _claim(connection, batch_ids, worker_id)
         if claimed:
-            everything = {"batch_ids": UuidArray(claimed), "first": 1, "last": RECORD_POSITIONS}
+            everything = _sightings(claimed, range(1, RECORD_POSITIONS), announce(connection, claimed))
             won = connection.execute(INSERT_FIRST_SIGHTINGS, everything, prepare=True).fetchall()
             record_outcome(connection, claimed, worker_id, won, {})
     metrics.projected(claimed, (these for *_, these in won), 0, time.monotonic() - began)
@@ -167,7 +182,8 @@ def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id
     errors: dict[int, str] = {}
     with connection.transaction():
         if claimed := _claim(connection, [batch_id], worker_id):
-            won = insert_apart(connection, batch_id, 1, claimed[batch_id], errors)
+            ahead = announce(connection, claimed)
+            won = insert_apart(connection, batch_id, range(1, claimed[batch_id] + 1), ahead, errors)
             record_outcome(connection, claimed, worker_id, won, errors)
     metrics.projected(claimed, (these for *_, these in won), len(errors), time.monotonic() - began)
     return errors
@@ -184,29 +200,34 @@ def abandon(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int,
 
 
 def insert_apart(
-    connection: psycopg.Connection[Any], batch_id: UUID, first: int, last: int, errors: dict[int, str]
+    connection: psycopg.Connection[Any], batch_id: UUID, positions: range, ahead: list[int], errors: dict[int, str]
 ) -> list[Won]:
-    """Inserts the first sightings among these positions of a batch, within a transaction.
+    """Inserts the first sightings among these positions of a batch, within a transaction that has `announce`d it.
 
     Where PostgreSQL refuses them, it tries each half, down to the positions to blame, whose errors it adds to `errors`.
     Gives what INSERT_FIRST_SIGHTINGS does. Raises psycopg.OperationalError, which is not the fault of an event.
     """
-    span = {"batch_ids": UuidArray([batch_id]), "first": first, "last": last}
+    sightings = _sightings([batch_id], positions, ahead)
     try:
         with connection.transaction():  # a savepoint
-            connection.execute(READ_PAYLOADS, span)
-            return connection.execute(INSERT_FIRST_SIGHTINGS, span).fetchall()
+            connection.execute(READ_PAYLOADS, sightings)
+            return connection.execute(INSERT_FIRST_SIGHTINGS, sightings).fetchall()
     except psycopg.OperationalError:
         raise
     except psycopg.Error as error:
-        if first == last:
-            errors[first] = str(error).strip()
+        if len(positions) == 1:
+            errors[positions[0]] = str(error).strip()
             return []
-    middle = (first + last) // 2
+    half = len(positions) // 2
     return [
-        *insert_apart(connection, batch_id, first, middle, errors),
-        *insert_apart(connection, batch_id, middle + 1, last, errors),
+        *insert_apart(connection, batch_id, positions[:half], ahead, errors),
+        *insert_apart(connection, batch_id, positions[half:], ahead, errors),
     ]
+
+
+def _sightings(batch_ids: Iterable[UUID], positions: range, ahead: list[int]) -> dict[str, Any]:
+    """The parameters of INSERT_FIRST_SIGHTINGS."""
+    return {"batch_ids": UuidArray(batch_ids), "first": positions[0], "last": positions[-1], "ahead": ahead}
 
 
 def _claim(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], worker_id: int) -> dict[UUID, int]:

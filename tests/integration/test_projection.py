@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+import pytest
 from given import actions, event, receive, until_blocked
 
 from chronicle import database
@@ -122,6 +123,65 @@ async def test_workers_at_once_store_each_event_once_and_never_deadlock(
     assert db.execute("SELECT sum(processed), sum(dropped) FROM stats").fetchone() == (300, 300 * 39)
     deadlocks = db.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
     assert deadlocks == (0,)
+
+
+async def test_of_two_projections_the_one_behind_waits_at_the_end_of_its_work(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    """It inserts first what only it has, whatever the order of keys; who shares nothing waits for nobody."""
+    [ahead] = await receive(database_url, [event("a"), event("m", payload={"message": "ahead"})])
+    [behind, apart] = await receive(database_url, [event("b"), event("m"), event("z")], [event("c"), event("d")])
+
+    def project_behind() -> None:
+        with database.connect(database_url, "behind") as connection:
+            project(connection, [behind], 1)
+
+    thread = threading.Thread(target=project_behind)
+    with database.connect(database_url, "test", lock_timeout="100ms") as other, db.transaction():
+        project(db, [ahead], 0)
+        thread.start()
+        until_blocked(database_url, "behind")
+        with pytest.raises(psycopg.errors.LockNotAvailable):  # somebody is inserting it
+            other.execute(
+                "INSERT INTO processed_events SELECT 'z', topic, source, payload, timestamp, batch_id, position "
+                "FROM received_events WHERE event_id = 'b'"
+            )
+        assert project(other, [apart], 2) == [apart]
+    thread.join()
+    assert db.execute("SELECT event_id, batch_id FROM processed_events ORDER BY 1").fetchall() == [
+        ("a", ahead),
+        ("b", behind),
+        ("c", apart),
+        ("d", apart),
+        ("m", ahead),
+        ("z", behind),
+    ]
+    assert db.execute("SELECT event_id, batch_id, reason FROM dropped_events").fetchall() == [("m", behind, "conflict")]
+
+
+async def test_who_is_behind_one_that_gives_up_stores_what_they_share(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    ahead, behind = await receive(database_url, [event("a"), event("m")], [event("m"), event("z")])
+    projected: list[UUID] = []
+
+    def project_behind() -> None:
+        with database.connect(database_url, "behind") as connection:
+            projected.extend(project(connection, [behind], 1))
+
+    thread = threading.Thread(target=project_behind)
+    with db.transaction(force_rollback=True):
+        project(db, [ahead], 0)
+        thread.start()
+        until_blocked(database_url, "behind")
+    thread.join()
+    assert projected == [behind]
+    assert project(db, [ahead], 0) == [ahead]
+    assert db.execute("SELECT event_id, batch_id FROM processed_events ORDER BY 1").fetchall() == [
+        ("a", ahead),
+        ("m", behind),
+        ("z", behind),
+    ]
 
 
 async def test_the_same_new_keys_in_another_order_at_the_same_moment_never_deadlock(

@@ -124,18 +124,9 @@ MUTANTS = (
         ("tests/integration/test_projection.py::test_a_claim_waits_for_who_holds_the_batch",),
     ),
     Mutant(
-        "unsorted inserts",
-        (
-            Edit(PROJECTION, "    SELECT DISTINCT ON", "    SELECT * FROM (SELECT DISTINCT ON"),
-            Edit(
-                PROJECTION,
-                "    ORDER BY event_id, topic, batch_id, position\n",
-                "    ORDER BY topic, event_id, batch_id, position) AS s ORDER BY md5(event_id || batch_id)\n",
-            ),
-        ),
-        (
-            "tests/integration/test_projection.py::test_the_same_new_keys_in_another_order_at_the_same_moment_never_deadlock",
-        ),
+        "projections that do not say what they hold",
+        (Edit(PROJECTION, "RECORD_POSITIONS), announce(connection, claimed))", "RECORD_POSITIONS), [])"),),
+        ("tests/integration/test_projection.py::test_of_two_projections_the_one_behind_waits_at_the_end_of_its_work",),
     ),
     Mutant(
         "a conflict judged by an old snapshot",
