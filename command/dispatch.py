@@ -1,8 +1,8 @@
-"""(2) dispatch: each committed batch gets its QUEUED fact, then its ticket goes to Redis.
+"""(2) dispatch: a ticket for each committed batch goes to Redis; what still waits a moment later gets its QUEUED fact.
 
-The fact comes first: after the ticket it would wait for the worker that is already projecting the batch.
-Nothing depends on it: a batch whose ticket was not sent, or was lost, is found in the outbox by the workers, who
-also write its QUEUED fact.
+A worker writes the QUEUED facts that it misses together with the outcome, which is one commit less for most batches,
+and none for the ticket to wait for. Nothing depends on a ticket: a batch whose ticket was not sent, or was lost, is
+found in the outbox by the workers.
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ MOST_TICKETS = 500
 ROUND_SECONDS = 0.01
 """A round takes at least so long: under load many small batches are then dispatched together, for little more."""
 
+QUEUED_SECONDS = 0.1
+"""A batch whose ticket was sent between one and two of these ago gets its QUEUED fact, unless a worker was quicker."""
+
 log = logs.get(__name__)
 
 
 class Dispatcher:
-    """Records that batches are queued and sends their tickets, as many together as there are."""
+    """Sends the tickets of batches, as many together as there are, and records that they are queued."""
 
     def __init__(self, database_url: str, redis_url: str) -> None:
         self._url = database_url
         self._redis = broker.connect_async(redis_url)
         self._batch_ids: list[UUID] = []
+        self._sent: list[UUID] = []
         self._arrived = asyncio.Event()
         self._away_until = 0.0
         self._writer: Writer | None = None
@@ -49,15 +53,9 @@ class Dispatcher:
     async def run(self) -> None:
         """Dispatches until cancelled."""
         try:
-            while True:
-                await self._arrived.wait()
-                self._arrived.clear()
-                while self._batch_ids:
-                    batch_ids = self._batch_ids[:MOST_TICKETS]
-                    del self._batch_ids[:MOST_TICKETS]
-                    began = time.monotonic()
-                    await self.dispatch(batch_ids)
-                    await asyncio.sleep(began + ROUND_SECONDS - time.monotonic())
+            async with asyncio.TaskGroup() as parts:
+                parts.create_task(self._send_all())
+                parts.create_task(self._record_all())
         finally:
             await self.close()
 
@@ -67,22 +65,37 @@ class Dispatcher:
         if self._writer:
             await self._writer.close()
 
-    async def dispatch(self, batch_ids: list[UUID]) -> bool:
-        """One step: QUEUED facts, then tickets. False where Redis or PostgreSQL is away: workers find the batches."""
-        if time.monotonic() < self._away_until:
-            return False
+    async def _send_all(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._batch_ids:
+                batch_ids = self._batch_ids[:MOST_TICKETS]
+                del self._batch_ids[:MOST_TICKETS]
+                began = time.monotonic()
+                if await self.send(batch_ids):
+                    self._sent += batch_ids
+                await asyncio.sleep(began + ROUND_SECONDS - time.monotonic())
+
+    async def _record_all(self) -> None:
+        earlier: list[UUID] = []
+        while True:
+            await asyncio.sleep(QUEUED_SECONDS)
+            if earlier:
+                await self.record_queued(earlier)
+            earlier, self._sent = self._sent, []
+
+    async def send(self, batch_ids: list[UUID]) -> bool:
+        """Sends tickets. False where Redis is away: workers find the batches."""
         began = time.monotonic()
+        if began < self._away_until:
+            return False
         try:
-            await self._record(batch_ids)
             await self._send(batch_ids)
         except BrokerAway as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             metrics.DISPATCH_FAILURES.inc()
             log.warning("tickets not sent", error=str(error), batches=len(batch_ids))
-            return False
-        except ChronicleError as error:
-            metrics.DISPATCH_FAILURES.inc()
-            log.warning("QUEUED not recorded", error=str(error), batches=len(batch_ids))
             return False
         metrics.dispatched(len(batch_ids), time.monotonic() - began)
         return True
@@ -93,6 +106,16 @@ class Dispatcher:
                 for batch_id in batch_ids:
                     pipeline.xadd(broker.STREAM, {broker.FIELD: str(batch_id)})
                 await pipeline.execute()
+
+    async def record_queued(self, batch_ids: list[UUID]) -> bool:
+        """Records QUEUED where no worker has. False where PostgreSQL is away: workers will."""
+        try:
+            await self._record(batch_ids)
+        except ChronicleError as error:
+            metrics.DISPATCH_FAILURES.inc()
+            log.warning("QUEUED not recorded", error=str(error), batches=len(batch_ids))
+            return False
+        return True
 
     async def _record(self, batch_ids: list[UUID]) -> None:
         self._writer = writer = self._writer or await Writer.open(self._url)

@@ -14,10 +14,11 @@ RECEIVE_SECONDS = Histogram(
 )
 RECEIVE_RETRIES = Counter("chronicle_receive_retries", "Commits tried again, since their outcome was unknown.")
 
-DISPATCH_BATCHES = Histogram("chronicle_dispatch_batches", "Batches queued together.", buckets=COUNTS)
-DISPATCH_SECONDS = Histogram("chronicle_dispatch_duration_seconds", "QUEUED facts and their tickets.", buckets=SECONDS)
+DISPATCH_BATCHES = Histogram("chronicle_dispatch_batches", "Tickets sent together.", buckets=COUNTS)
+DISPATCH_SECONDS = Histogram("chronicle_dispatch_duration_seconds", "Sending tickets.", buckets=SECONDS)
 DISPATCH_FAILURES = Counter(
-    "chronicle_dispatch_failures", "Dispatches left to the workers, since PostgreSQL or Redis did not take them."
+    "chronicle_dispatch_failures",
+    "Tickets or QUEUED facts left to the workers, since Redis or PostgreSQL did not take them.",
 )
 
 
@@ -30,6 +31,6 @@ def received(events: int, requests: int, seconds: float) -> None:
 
 
 def dispatched(batches: int, seconds: float) -> None:
-    """One dispatch that succeeded."""
+    """Tickets that were sent."""
     DISPATCH_BATCHES.observe(batches)
     DISPATCH_SECONDS.observe(seconds)

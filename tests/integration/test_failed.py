@@ -126,7 +126,7 @@ async def test_a_batch_that_ends_its_workers_session_each_time_is_given_up(
     try:
         batch_ids = await receive(database_url, [event("a")], [event("killer"), event("b")], [event("c")])
         dispatcher = Dispatcher(database_url, queue)
-        await dispatcher.dispatch(batch_ids)
+        await dispatcher.send(batch_ids)
         await dispatcher.close()
         eventually(lambda: database.value(db, "SELECT count(*) FROM processed_events") == 2)
         eventually(lambda: database.value(db, "SELECT count(*) FROM outbox") == 0, timeout=60)

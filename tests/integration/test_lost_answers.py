@@ -64,7 +64,7 @@ async def test_a_projection_whose_answer_is_lost_happened_once(
         worker.run_once()
         batch_ids = await receive(database_url, [event("a"), event("a")])
         dispatcher = Dispatcher(database_url, queue)
-        await dispatcher.dispatch(batch_ids)
+        await dispatcher.send(batch_ids)
         await dispatcher.close()
         proxy.rule = cut_answers(lambda chunk: b"COMMIT\0" in chunk, times=1)
         with pytest.raises(DatabaseAway):

@@ -64,7 +64,7 @@ async def test_the_stream_is_seen_with_what_is_pending(database_url: str, queue:
     client = broker.connect_async(queue)
     assert await system.queue(client) == system.Queue(0, 0)
     dispatcher = Dispatcher(database_url, queue)
-    assert await dispatcher.dispatch(await receive(database_url, [event("a")], [event("b")], [event("c")]))
+    assert await dispatcher.send(await receive(database_url, [event("a")], [event("b")], [event("c")]))
     await dispatcher.close()
     assert await system.queue(client) == system.Queue(3, 0)
     taker = broker.connect(queue)

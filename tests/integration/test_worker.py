@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -68,7 +69,7 @@ def left(client: redis.Redis) -> tuple[int, int]:
 
 async def dispatch(database_url: str, queue: str, batch_ids: list[UUID]) -> bool:
     dispatcher = Dispatcher(database_url, queue)
-    sent = await dispatcher.dispatch(batch_ids)
+    sent = await dispatcher.send(batch_ids) and await dispatcher.record_queued(batch_ids)
     await dispatcher.close()
     return sent
 
@@ -264,6 +265,21 @@ async def test_an_entry_that_names_no_batch_is_thrown_away(
     await dispatch(database_url, queue, await receive(database_url, [event("a")]))
     run_until_idle(worker, db)
     until_empty(worker, client)
+
+
+async def test_a_batch_that_no_worker_takes_is_queued_all_the_same(
+    client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    dispatcher = Dispatcher(database_url, queue)
+    running = asyncio.create_task(dispatcher.run())
+    [batch_id] = await receive(database_url, [event("a"), event("b")])
+    dispatcher.add(batch_id)
+    queued = "SELECT coalesce(sum(queued), 0) FROM stats"
+    await asyncio.to_thread(eventually, lambda: database.value(db, queued) == 2)
+    assert client.xlen(broker.STREAM) == 1
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 async def test_without_redis_events_are_accepted_and_projected(
