@@ -132,7 +132,8 @@ def _usual(body: bytes) -> Events | None:
     more than six decimals, which msgspec would round) is looked for in all of them together.
     """
     try:
-        body.decode()
+        if not body.isascii():
+            body.decode()
         found = _decode_body(body).events
         moments = _usual_times([event.timestamp for event in found])
         contents = [bytes(event.payload) for event in found]

@@ -50,11 +50,14 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
             tasks = (await asyncio.wait(tasks, timeout=1))[1]
 
     async def publish(request: Request) -> Response:
-        async with bodies.body(request) as body:
+        body = await bodies.read(request)
+        try:
             accepted = await _decoded(body, settings.chronicle_max_events)
             if accepted:
                 await watch.durable()
                 await receiver.receive(accepted, len(body), request.scope[http.REQUEST_ID])
+        finally:
+            bodies.forget(body)
         count = len(accepted)
         answer = {"status": "success", "message": f"Published {count} events", "events_count": count}
         return Response(msgspec.json.encode(answer), media_type="application/json")

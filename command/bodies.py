@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from fastapi import Request
 
 from chronicle.errors import InvalidRequest, NotJson, Overloaded, TooLarge
@@ -24,9 +21,8 @@ class Bodies:
         self._most_together = most_together
         self._held = 0
 
-    @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body, for as long as the context lasts.
+    async def read(self, request: Request) -> bytes:
+        """The whole body, which counts until it is given to `forget`.
 
         Raises NotJson or TooLarge as soon as the body is known to be so, and Overloaded.
         """
@@ -38,9 +34,14 @@ class Bodies:
                 self._held += len(chunk)
                 received += chunk
                 self._check_room(len(received))
-            yield bytes(received)
-        finally:
+        except BaseException:
             self._held -= len(received)
+            raise
+        return bytes(received)
+
+    def forget(self, body: bytes) -> None:
+        """Its request is answered."""
+        self._held -= len(body)
 
     def _check_length(self, request: Request) -> None:
         declared = request.headers.get("content-length", "0")

@@ -27,8 +27,13 @@ from command import metrics
 COMMITTERS = 2
 """Connections that commit: while one waits for the disk, the next batch is on its way."""
 
+BATCH_EVENTS = 2000
+"""Requests are committed together up to so many events. To read what happened to one of them, or to project some of
+them again, takes longer the more there are, and what a commit costs is little beside so many."""
+
 LONGEST_REST_SECONDS = 0.01
-"""A connection rests after a commit as long as that took, at most so long: what comes meanwhile is one batch."""
+"""A connection rests after a commit as long as that took, at most so long, unless a whole batch waits already: what
+comes meanwhile is one batch."""
 
 ANSWER_SECONDS = 10
 """A request that is not committed by then is answered 503; whether it was is then unknown to the client."""
@@ -36,6 +41,7 @@ ANSWER_SECONDS = 10
 PATIENCE_SECONDS = 5
 """How long a batch is tried again, and requests wait for a lost PostgreSQL, before they are answered 503."""
 
+NOT_IN_TIME = "PostgreSQL did not answer in time"
 NOT_STORABLE = "a value that PostgreSQL cannot store"
 
 OVERLOAD_SECONDS = 2
@@ -77,14 +83,15 @@ class Receiver:
         refused.
         """
         self._admit(len(events))
-        waiting = Waiting(events, size, request_id, time.monotonic(), asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = Waiting(events, size, request_id, time.monotonic(), loop.create_future())
         self._queue.append(waiting)
         self._arrived.set()
+        too_late = loop.call_later(ANSWER_SECONDS, _resolve, [waiting], DatabaseAway(NOT_IN_TIME))
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await waiting.done
-        except TimeoutError:
-            raise DatabaseAway("PostgreSQL did not answer in time") from None
+            await waiting.done
+        finally:
+            too_late.cancel()
 
     def set_in_flight(self, events: int) -> None:
         """How many events all of the system has in flight, as last seen."""
@@ -108,7 +115,8 @@ class Receiver:
                 if requests := await self._next():
                     began = time.monotonic()
                     writer = await self._commit(writer, requests)
-                    await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST_SECONDS))
+                    if sum(len(waiting.events) for waiting in self._queue) < BATCH_EVENTS:
+                        await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST_SECONDS))
             except ChronicleError as error:
                 writer = None
                 self._lost(error)
@@ -125,7 +133,7 @@ class Receiver:
                 _resolve([self._queue.popleft()], error)
 
     async def _next(self) -> list[Waiting]:
-        """Every request that waits, up to the bounds of a batch; the first one alone may reach them."""
+        """Every request that waits, up to the bounds of a batch; the first one alone may exceed them."""
         while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()
@@ -134,9 +142,7 @@ class Receiver:
         while self._queue:
             first = self._queue[0]
             events, size = events + len(first.events), size + first.size
-            if requests and (
-                events > self._settings.chronicle_max_events or size > self._settings.chronicle_max_body_bytes
-            ):
+            if requests and (events > BATCH_EVENTS or size > self._settings.chronicle_max_body_bytes):
                 break
             self._queue.popleft()
             if not first.done.done():

@@ -17,7 +17,7 @@ from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
-from command.receive import COMMITTERS, Receiver, Writer
+from command.receive import BATCH_EVENTS, COMMITTERS, Receiver, Writer
 
 Publish = Callable[..., Awaitable[None]]
 
@@ -112,10 +112,24 @@ async def test_requests_that_wait_are_committed_together(database_url: str, db: 
     assert len(committed) <= 4
 
 
-async def test_a_batch_stays_within_the_bound_of_a_request(database_url: str, db: psycopg.Connection[Any]) -> None:
-    async with receiving(database_url, chronicle_max_events=3) as (receiver, _):
-        await asyncio.gather(*[receiver.receive(columns(event(f"{n}a"), event(f"{n}b")), 1, "r") for n in range(10)])
-    assert db.execute("SELECT max(event_count), sum(event_count) FROM outbox").fetchone() == (2, 20)
+async def test_a_batch_stays_within_its_bound_unless_one_request_alone_exceeds_it(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    sizes = [400, BATCH_EVENTS + 1, 400, 400, 400]
+    async with receiving(database_url) as (receiver, _):
+        db.execute("BEGIN")
+        db.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
+        waiting = [
+            asyncio.create_task(receiver.receive(columns(*[event(f"{n}-{e}") for e in range(size)]), 1, "r"))
+            for n, size in enumerate(sizes)
+        ]
+        await asyncio.sleep(0)
+        db.execute("COMMIT")
+        await asyncio.gather(*waiting)
+    counts = [count for (count,) in db.execute("SELECT event_count FROM outbox")]
+    assert sum(counts) == sum(sizes)
+    assert {count for count in counts if count > BATCH_EVENTS} == {BATCH_EVENTS + 1}
+    assert any(400 < count < BATCH_EVENTS for count in counts)
 
 
 async def test_a_commit_that_is_tried_again_changes_nothing(database_url: str, db: psycopg.Connection[Any]) -> None:
