@@ -41,13 +41,15 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         committers = [receiver.run() for _ in range(COMMITTERS)]
-        tasks = {_service(part) for part in (*committers, dispatcher.run(), watch.run(), load.run())}
+        dispatchers = dispatcher.send_all(), dispatcher.record_all()
+        tasks = {_service(part) for part in (*committers, *dispatchers, watch.run(), load.run())}
         yield
         while tasks:
             for task in tasks:
                 task.cancel()
             # Again and again: wait_for of Python 3.11, which psycopg waits with, can lose a cancellation.
             tasks = (await asyncio.wait(tasks, timeout=1))[1]
+        await dispatcher.close()
 
     async def publish(request: Request) -> Response:
         body = await bodies.read(request)

@@ -50,22 +50,14 @@ class Dispatcher:
         self._batch_ids.append(batch_id)
         self._arrived.set()
 
-    async def run(self) -> None:
-        """Dispatches until cancelled."""
-        try:
-            async with asyncio.TaskGroup() as parts:
-                parts.create_task(self._send_all())
-                parts.create_task(self._record_all())
-        finally:
-            await self.close()
-
     async def close(self) -> None:
         """Gives up its connections."""
         await self._redis.aclose()
         if self._writer:
             await self._writer.close()
 
-    async def _send_all(self) -> None:
+    async def send_all(self) -> None:
+        """Sends the tickets of what is added, until cancelled."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -77,7 +69,8 @@ class Dispatcher:
                     self._sent += batch_ids
                 await asyncio.sleep(began + ROUND_SECONDS - time.monotonic())
 
-    async def _record_all(self) -> None:
+    async def record_all(self) -> None:
+        """Records QUEUED for what still waits a moment after its ticket was sent, until cancelled."""
         earlier: list[UUID] = []
         while True:
             await asyncio.sleep(QUEUED_SECONDS)

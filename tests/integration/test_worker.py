@@ -271,15 +271,16 @@ async def test_a_batch_that_no_worker_takes_is_queued_all_the_same(
     client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
     dispatcher = Dispatcher(database_url, queue)
-    running = asyncio.create_task(dispatcher.run())
+    running = [asyncio.create_task(part) for part in (dispatcher.send_all(), dispatcher.record_all())]
     [batch_id] = await receive(database_url, [event("a"), event("b")])
     dispatcher.add(batch_id)
     queued = "SELECT coalesce(sum(queued), 0) FROM stats"
     await asyncio.to_thread(eventually, lambda: database.value(db, queued) == 2)
     assert client.xlen(broker.STREAM) == 1
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running)
+    await dispatcher.close()
 
 
 async def test_without_redis_events_are_accepted_and_projected(
