@@ -52,10 +52,10 @@ WHERE starts_with(replace(next.batch_id::text, '-', ''), lpad(to_hex(key), 16, '
 """
 """The batches of those ahead, by what `announce` gave."""
 
-HAVE_ENDED = """
-SELECT bool_and(pg_advisory_unlock_shared(key))
-FROM (SELECT key, pg_advisory_lock_shared(key) FROM ahead OFFSET 0) AS ended
-"""
+HAVE_ENDED = """(
+    SELECT bool_and(pg_advisory_unlock_shared(key))
+    FROM (SELECT key, pg_advisory_lock_shared(key) FROM ahead OFFSET 0) AS ended
+)"""
 """Waits until those of AHEAD have ended, and is then true."""
 
 

@@ -45,7 +45,7 @@ WITH ahead AS MATERIALIZED ({AHEAD}), sightings AS MATERIALIZED (
     SELECT event_id, topic, source, payload, "timestamp", batch_id, position FROM sightings WHERE NOT is_ahead
     UNION ALL
     SELECT event_id, topic, source, payload, "timestamp", batch_id, position FROM sightings
-    WHERE CASE WHEN is_ahead THEN ({HAVE_ENDED}) END
+    WHERE CASE WHEN is_ahead THEN {HAVE_ENDED} END
     ON CONFLICT (topic, event_id) DO NOTHING
     RETURNING batch_id, topic, position
 )

@@ -16,7 +16,7 @@ from chronicle import database, history, ledger, roles, tables
 from chronicle.errors import DatabaseAway, SchemaBehind
 from command import receive as receiving
 from command import watch
-from projector import heartbeat, outbox, projection, sequencer
+from projector import heartbeat, order, outbox, projection, sequencer
 from query import stream, system
 
 CATALOG = {
@@ -111,7 +111,7 @@ async def test_facts_cannot_be_changed_or_removed(
 STATEMENTS = {
     f"{module.__name__}.{name}": text
     for module in (
-        *(ledger, receiving, watch, projection, sequencer, outbox),
+        *(ledger, receiving, watch, order, projection, sequencer, outbox),
         *(heartbeat, history, stream, system, database, roles),
     )
     for name, text in vars(module).items()

@@ -87,6 +87,7 @@ def unprocessed_and_done(url: str) -> tuple[int, int]:
 def test_the_services_work_over_tls(services: dict[str, str], queue: str) -> None:
     eventually(lambda: unprocessed_and_done(services["query"]) == (0, 0), timeout=30)
     eventually(lambda: read_by_a_worker(queue), timeout=30)
+    eventually(lambda: httpx2.get(f"{services['command']}/ready").is_success, timeout=30)
     events = [event(f"e{n}") for n in range(50)]
     assert httpx2.post(f"{services['command']}/publish", json={"events": events}).status_code == 200
     eventually(lambda: unprocessed_and_done(services["query"]) == (0, 50))
