@@ -76,18 +76,23 @@ def services(secured: Secured) -> Iterator[dict[str, str]]:
         process.wait(10)
 
 
-def unprocessed_and_done(url: str) -> tuple[int, int]:
+def asked(url: str) -> httpx2.Response:
+    """The answer to a GET; who does not listen yet has failed a check."""
     try:
-        stats = httpx2.get(f"{url}/stats").json()
+        return httpx2.get(url)
     except httpx2.TransportError as error:
         raise AssertionError(error) from None
+
+
+def unprocessed_and_done(url: str) -> tuple[int, int]:
+    stats = asked(f"{url}/stats").json()
     return stats["in_flight"], stats["unique_processed"]
 
 
 def test_the_services_work_over_tls(services: dict[str, str], queue: str) -> None:
     eventually(lambda: unprocessed_and_done(services["query"]) == (0, 0), timeout=30)
     eventually(lambda: read_by_a_worker(queue), timeout=30)
-    eventually(lambda: httpx2.get(f"{services['command']}/ready").is_success, timeout=30)
+    eventually(lambda: asked(f"{services['command']}/ready").is_success, timeout=30)
     events = [event(f"e{n}") for n in range(50)]
     assert httpx2.post(f"{services['command']}/publish", json={"events": events}).status_code == 200
     eventually(lambda: unprocessed_and_done(services["query"]) == (0, 50))
