@@ -85,13 +85,15 @@ def fitting(batches: Collection[Batch]) -> int | None:
     return max(1, min(MOST_TICKETS, MOST_EVENTS * len(batches) // events)) if events else None
 
 
-def grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-    """The batches in groups of at most MOST_EVENTS events; one that came back repeatedly is a group of its own."""
+def grouped(batches: Collection[Batch]) -> Iterator[list[Batch]]:
+    """The batches in groups of at most MOST_EVENTS events; after them those that came back repeatedly, each for itself.
+
+    These in any order: one of them may end the session every time, and what is behind it must have its turn.
+    """
     group: list[Batch] = []
     events = 0
     for batch in batches:
         if batch.attempts >= ALONE:
-            yield [batch]
             continue
         if group and events + batch.event_count > MOST_EVENTS:
             yield group
@@ -100,6 +102,8 @@ def grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         events += batch.event_count
     if group:
         yield group
+    alone = [batch for batch in batches if batch.attempts >= ALONE]
+    yield from ([batch] for batch in random.sample(alone, len(alone)))
 
 
 def _batches(rows: Iterable[tuple[UUID, int, int, float]]) -> dict[UUID, Batch]:
