@@ -12,8 +12,9 @@ from servers import eventually
 
 from chronicle import database, rebuild, verify
 from chronicle.errors import DatabaseAway
+from chronicle.ledger import new_batch_id
 from command.dispatch import Dispatcher
-from projector import failed
+from projector import failed, outbox
 from projector.projection import project_apart
 from projector.worker import NO_MORE, Worker
 
@@ -138,6 +139,14 @@ async def test_a_batch_that_ends_its_workers_session_each_time_is_given_up(
     assert [row[0] for row in errors] == ["b", "killer"]
     assert f"{NO_MORE} attempts" in errors[0][1]
     assert broken(database_url) == []
+
+
+def test_batches_that_came_back_repeatedly_are_tried_last_each_for_itself_and_in_any_order() -> None:
+    back, new, again, once = [outbox.Batch(new_batch_id(), 1, attempts, 0.0) for attempts in (2, 0, 3, 1)]
+    tries = [list(outbox.grouped([back, new, again, once])) for _ in range(100)]
+    assert {len(groups) for groups in tries} == {3}
+    assert all(groups[0] == [new, once] for groups in tries)
+    assert {groups[1][0] for groups in tries} == {groups[2][0] for groups in tries} == {back, again}
 
 
 async def test_a_lock_that_is_held_for_long_counts_as_no_attempt(
