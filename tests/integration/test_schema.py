@@ -22,7 +22,7 @@ from query import stream, system
 CATALOG = {
     "columns": """
         SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text,
-               a.attstorage::text, coll.collname, pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum),
+               a.attstorage::text, a.attstattarget, coll.collname, pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum),
                c.reloptions::text, obj_description(c.oid)
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
@@ -56,7 +56,10 @@ def test_migrations_and_metadata_make_the_same_schema(part: str, database_url: s
     engine = sqlalchemy.create_engine(empty_url)
     with engine.begin() as connection:
         tables.metadata.create_all(connection)
-        made_by_hand = (tables.UNCOMPRESSED_IDS, tables.RECEIVED_EVENTS_VIEW, tables.AUDIT_LOG_VIEW, tables.APPEND_ONLY)
+        made_by_hand = (
+            *(tables.UNCOMPRESSED_IDS, tables.NO_STATISTICS),
+            *(tables.RECEIVED_EVENTS_VIEW, tables.AUDIT_LOG_VIEW, tables.APPEND_ONLY),
+        )
         for statement in made_by_hand:
             connection.connection.driver_connection.execute(statement)
         connection.exec_driver_sql("CREATE TABLE alembic_version (version_num text)")
@@ -65,6 +68,13 @@ def test_migrations_and_metadata_make_the_same_schema(part: str, database_url: s
     migrated, declared = catalog(database_url)[part], catalog(empty_url)[part]
     assert migrated
     assert migrated == declared
+
+
+async def test_analyze_unfolds_none_of_the_batches(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await receive(database_url, [event("a")])
+    db.execute("ANALYZE facts")
+    looked_at = {name for (name,) in db.execute("SELECT attname FROM pg_stats WHERE tablename = 'facts'")}
+    assert looked_at == {column.name for column in tables.facts.columns if not isinstance(column.type, sqlalchemy.ARRAY)}
 
 
 def test_several_migrate_at_once_and_each_succeeds(empty_url: str) -> None:
