@@ -24,18 +24,20 @@ def new_batch_id() -> UUID:
 
 
 RECORD_QUEUED = """
-WITH queued AS (
+WITH received AS MATERIALIZED (
+    SELECT batch_id, recorded_at, event_count, topics FROM facts
+    WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND topics IS NOT NULL
+), queued AS (
     INSERT INTO facts (batch_id, action, recorded_at, lane, event_count)
-    SELECT r.batch_id, 'QUEUED', greatest(clock_timestamp(), r.recorded_at), %(lane)s, r.event_count
-    FROM facts r
-    WHERE r.batch_id = ANY (%(batch_ids)s::uuid[]) AND r.action = 'RECEIVED'
-    ORDER BY r.batch_id
+    SELECT batch_id, 'QUEUED', greatest(clock_timestamp(), recorded_at), %(lane)s, event_count
+    FROM received
+    ORDER BY batch_id
     ON CONFLICT (batch_id, action, attempt) DO NOTHING
     RETURNING id, batch_id, recorded_at
 ), tally AS (
     SELECT q.id, q.batch_id, q.recorded_at, t.topic, count(*)::int AS event_count
     FROM queued q
-    JOIN facts r ON r.batch_id = q.batch_id AND r.action = 'RECEIVED'
+    JOIN received r ON r.batch_id = q.batch_id
     CROSS JOIN LATERAL unnest(r.topics) AS t(topic)
     GROUP BY q.id, q.batch_id, q.recorded_at, t.topic
 ), indexed AS (
@@ -49,4 +51,7 @@ ON CONFLICT (topic, lane) DO UPDATE SET queued = stats.queued + excluded.queued
 """Writes QUEUED facts, with their counters, for those of `batch_ids` that have none yet, in the lane `lane`.
 
 The dispatcher runs it once tickets are sent; a worker runs it before an outcome, so that times stay in order.
+
+RECEIVED facts, which alone have topics, are told by that in what is prepared: a plan that was made while the ledger
+was empty stays for a while, and with `action = 'RECEIVED'` it would read by action, which is all of the ledger.
 """

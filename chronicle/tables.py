@@ -209,10 +209,11 @@ SELECT f.batch_id, generate_series(1, f.event_count) AS position,
        unnest(f.sources) AS source, unnest(f.payloads) AS payload,
        unnest(f.timestamps) AS "timestamp"
 FROM facts f
-WHERE f.action = 'RECEIVED'
+WHERE f.topics IS NOT NULL
 """
 """One row per accepted event, whole, as the ledger keeps it. Functions that give rows stand in the SELECT list, where
 PostgreSQL takes the arrays apart side by side; in FROM it would keep each array's elements in a store of its own first.
+Why not `action = 'RECEIVED'`, see chronicle/ledger.py.
 """
 
 AUDIT_LOG_VIEW = f"""

@@ -36,7 +36,7 @@ WITH ahead AS MATERIALIZED ({AHEAD}), sightings AS MATERIALIZED (
     FROM received_events AS own
     LEFT JOIN (
         SELECT unnest(coalesce(event_ids, event_uuids::text[])) AS event_id, unnest(topics) AS topic
-        FROM facts WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM ahead)) AND action = 'RECEIVED'
+        FROM facts WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM ahead)) AND topics IS NOT NULL
     ) AS theirs ON theirs.event_id = own.event_id AND theirs.topic = own.topic
     WHERE own.batch_id = ANY (%(batch_ids)s::uuid[]) AND own.position >= %(first)s AND own.position - %(last)s <= 0
     ORDER BY own.event_id, own.topic, own.batch_id, own.position
@@ -70,7 +70,7 @@ WITH judged AS MATERIALIZED (
             SELECT generate_series(1, event_count) AS position,
                    unnest(coalesce(event_ids, event_uuids::text[])) AS event_id, unnest(topics) AS topic,
                    unnest(payloads) AS payload
-            FROM facts WHERE facts.batch_id = b.batch_id AND action = 'RECEIVED'
+            FROM facts WHERE facts.batch_id = b.batch_id AND topics IS NOT NULL
         ) AS e
         WHERE get_byte(b.won, e.position - 1) = 0
           AND (%(positions)s::int[] IS NULL OR e.position = ANY (%(positions)s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from typing import Any
@@ -137,3 +138,32 @@ def test_every_statement_fits_the_schema(name: str, db: psycopg.Connection[Any])
     query.convert(text, named or [None] * text.count("%s"))
     result = db.pgconn.prepare(b"", query.query)
     assert result.error_message.decode() == ""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [ledger.RECORD_QUEUED, projection.CLAIM, projection.INSERT_FIRST_SIGHTINGS, projection.RECORD_OUTCOME],
+    ids=["queued", "claim", "insert", "outcome"],
+)
+def test_a_plan_that_is_made_while_the_tables_are_empty_reads_no_more_than_the_batches(
+    statement: str, db: psycopg.Connection[Any]
+) -> None:
+    scans = [node for node in nodes_of_kept_plan(db, statement) if node.get("Relation Name") in tables.metadata.tables]
+    assert scans
+    for scan in scans:
+        looked_up = " ".join(node.get("Index Cond", "") for node in under(scan))
+        assert re.search(r"\b(batch_id|event_id)\b", looked_up), scan
+
+
+def nodes_of_kept_plan(db: psycopg.Connection[Any], statement: str) -> list[dict[str, Any]]:
+    """The reading nodes of the plan that PostgreSQL keeps for a prepared statement, whatever its parameters will be."""
+    query = psycopg._queries.PostgresQuery(psycopg.adapt.Transformer(db))
+    query.convert(statement, dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+    result = db.pgconn.exec_(b"EXPLAIN (GENERIC_PLAN, FORMAT JSON) " + query.query)
+    plan = json.loads(result.get_value(0, 0) or b"[]")[0]["Plan"]
+    return [node for node in under(plan) if node["Node Type"].endswith("Scan")]
+
+
+def under(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """A node of a plan, and all below it."""
+    return [node, *(each for child in node.get("Plans", ()) for each in under(child))]
