@@ -20,7 +20,7 @@ PARTS: dict[str, Callable[[Figures, argparse.Namespace], Figures]] = {
     "afternoon": lambda _, given: (
         rates.of_afternoon([rates.BULK, rates.HUNDREDS], given.scale) | rates.of_afternoon([rates.SINGLE], given.scale)
     ),
-    "growth": lambda _, given: growth.to(given.growth, given.scale),
+    "growth": lambda _, given: growth.to(given.growth, given.scale, given.runs),
     "k6": lambda _, given: k6.run(given.scale),
 }
 """In the order in which they run; each is given what the same run has found before it."""
@@ -39,7 +39,7 @@ def main() -> None:
         results["runs"].append({})
         for part in options.only:
             if part == "growth" and number > 0:
-                continue  # once: it takes as long as all the rest
+                continue  # once, with rounds of its own: to fill it takes as long as all the rest
             print(f"run {number + 1} of {options.runs}: {part}", flush=True)
             results["runs"][-1] |= PARTS[part](results["runs"][-1], options)
             report.write(results, file)

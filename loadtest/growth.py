@@ -1,11 +1,11 @@
 """Growth: rates, reads, disk and memory where a hundredth of the events is stored, and where all of them are.
 
-The events come through POST /publish like any others.
+The events come through POST /publish like any others. Each round measures a ChronicleWeaver with few events and the one
+with all of them in turn: a minute later the machine may be another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from statistics import quantiles
@@ -15,7 +15,9 @@ import psycopg
 
 from chronicle import database
 from loadtest import client, system, workload
+from loadtest.goals import Figures
 from loadtest.rates import BULK, SINGLE, measure
+from loadtest.report import medians
 from query import cursor
 from query.events import Place
 from tests.servers import Stack
@@ -28,22 +30,42 @@ TOPIC = "topic-1"
 RARE = b"rare"
 
 
-def to(stored: int, scale: float) -> dict[str, float]:
-    """Figures at `stored` / 100 and at `stored` processed events, the latter ending with `, grown`."""
-    found: dict[str, float] = {}
-    with system.chronicle() as stack, psycopg.connect(stack.run()["postgres"]["url"], autocommit=True) as connection:
+def to(stored: int, scale: float, rounds: int) -> Figures:
+    """Medians of figures at `stored` / 100 and at `stored` processed events, and of what share of a rate is left."""
+    with system.chronicle() as grown, _connected(grown) as connection:
         begun = database.value(connection, "SELECT pg_current_wal_lsn()")
-        _publish(stack, [event.replace(TOPIC.encode(), RARE) for event in workload.events(10)])
-        for size, name in ((stored // 100, "small"), (stored, "grown")):
-            _fill(stack, size)
-            figures = dict(_reads(stack, connection)) | _rates(stack, scale) | system.memory(stack)
-            found |= {f"{name}: {what}": figure for what, figure in figures.items()}
-        found |= _bytes(connection, begun)
-        system.verify(stack)
+        _fill(grown, stored)
+        found = medians([_round(grown, stored // 100, scale) for _ in range(rounds)])
+        found |= _named("grown", system.memory(grown)) | _bytes(connection, begun)
+        system.verify(grown)
     return found
 
 
+def _round(grown: Stack, few: int, scale: float) -> Figures:
+    found: Figures = {}
+    with system.chronicle() as small:
+        _fill(small, few)
+        stacks = {"small": small, "grown": grown}
+        for name, stack in stacks.items():
+            found |= _named(name, _reads(stack))
+        for shape in (replace(BULK, events=BULK.events // 4), SINGLE):
+            rate = f"{shape.name} events/s"
+            for name, stack in stacks.items():
+                found[f"{name}: {rate}"] = measure(stack.port, shape, scale, partial(system.settle, stack))[rate]
+            found[f"{rate}, the share that is left"] = found[f"grown: {rate}"] / found[f"small: {rate}"]
+        return found | _named("small", system.memory(small))
+
+
+def _named(name: str, figures: Figures) -> Figures:
+    return {f"{name}: {what}": figure for what, figure in figures.items()}
+
+
+def _connected(stack: Stack) -> psycopg.Connection[Any]:
+    return psycopg.connect(stack.run()["postgres"]["url"], autocommit=True)
+
+
 def _fill(stack: Stack, stored: int) -> None:
+    _publish(stack, [event.replace(TOPIC.encode(), RARE) for event in workload.events(10)])
     while (missing := stored - system.ask(stack, "/stats")["unique_processed"]) > 0:
         _publish(stack, workload.events(max(min(FILL, int(missing / (1 - workload.DUPLICATES))), 2)))
 
@@ -53,20 +75,16 @@ def _publish(stack: Stack, made: list[bytes]) -> None:
     system.settle(stack)
 
 
-def _rates(stack: Stack, scale: float) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for shape in (replace(BULK, events=BULK.events // 4), SINGLE):
-        found |= measure(stack.port, shape, scale, partial(system.settle, stack))
-    return {name: value for name, value in found.items() if name.endswith("events/s")}
-
-
-def _reads(stack: Stack, connection: psycopg.Connection[Any]) -> Iterator[tuple[str, float]]:
+def _reads(stack: Stack) -> Figures:
     """Median and 95th percentile of each read, in milliseconds: one after the other, with nothing else under way."""
-    event_id = database.value(connection, "SELECT event_id FROM dropped_events LIMIT 1")
+    found: Figures = {}
+    with _connected(stack) as connection:
+        event_id = database.value(connection, "SELECT event_id FROM dropped_events LIMIT 1")
+        middle = _middle(connection)
     for path in (
         "/stats",
         f"/events?topic={TOPIC}",
-        f"/events?topic={TOPIC}&cursor={_middle(connection)}",
+        f"/events?topic={TOPIC}&cursor={middle}",
         f"/audit?event_id={event_id}",
         f"/audit?topic={TOPIC}",
         f"/audit?topic={RARE.decode()}",
@@ -76,8 +94,8 @@ def _reads(stack: Stack, connection: psycopg.Connection[Any]) -> Iterator[tuple[
         latencies = client.send(stack.port, [workload.get(path)] * REQUESTS, 1)
         cuts = quantiles(latencies, n=20)
         name = path.partition("cursor=")[0].replace(event_id, "").replace("&", ", deep cursor")
-        yield f"GET {name} p50 ms", cuts[9] * 1000
-        yield f"GET {name} p95 ms", cuts[18] * 1000
+        found |= {f"GET {name} p50 ms": cuts[9] * 1000, f"GET {name} p95 ms": cuts[18] * 1000}
+    return found
 
 
 MIDDLE = """
@@ -101,7 +119,7 @@ FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
 """
 
 
-def _bytes(connection: psycopg.Connection[Any], begun: str) -> dict[str, float]:
+def _bytes(connection: psycopg.Connection[Any], begun: str) -> Figures:
     """Bytes of each table, with its indexes, and of WAL, for each event received."""
     wal = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), %s)::float / sum(received) FROM stats"
     tables = {f"{name}: bytes an event": size for name, size in connection.execute(BYTES)}
