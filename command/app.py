@@ -55,12 +55,11 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
         body = await bodies.read(request)
         try:
             accepted = await _decoded(body, settings.chronicle_max_events)
-            if accepted:
+            if count := len(accepted):
                 await watch.durable()
                 await receiver.receive(accepted, len(body), request.scope[http.REQUEST_ID])
         finally:
             bodies.forget(body)
-        count = len(accepted)
         answer = {"status": "success", "message": f"Published {count} events", "events_count": count}
         return Response(msgspec.json.encode(answer), media_type="application/json")
 

@@ -9,6 +9,7 @@ from chronicle.errors import InvalidRequest, NotJson, Overloaded, TooLarge
 SMALL = 2**20
 """Larger bodies together get half of the room, so that a few clients that send slowly do not shut out the others."""
 
+JSON = ["application/json"]
 CHARSETS = ("", "utf-8", "utf8", "us-ascii")
 
 
@@ -62,7 +63,14 @@ class Bodies:
 
 
 def _check_type(request: Request) -> None:
-    given = request.headers.getlist("content-type") or ["application/json"]
+    given = request.headers.getlist("content-type") or JSON
+    if given != JSON:
+        _check_unusual_type(given)
+    if any(value.strip().lower() not in ("", "identity") for value in request.headers.getlist("content-encoding")):
+        raise NotJson("content_encoding", ["header", "content-encoding"], "the body must not be encoded")
+
+
+def _check_unusual_type(given: list[str]) -> None:
     kind, *parameters = [part.strip().lower() for part in given[0].split(";")]
     if len(given) > 1 or (
         kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json"))
@@ -73,5 +81,3 @@ def _check_type(request: Request) -> None:
         for name, _, value in (p.partition("=") for p in parameters)
     ):
         raise NotJson("content_type", ["header", "content-type"], "the body must be UTF-8")
-    if any(value.strip().lower() not in ("", "identity") for value in request.headers.getlist("content-encoding")):
-        raise NotJson("content_encoding", ["header", "content-encoding"], "the body must not be encoded")

@@ -55,9 +55,10 @@ log = logs.get(__name__)
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One request: its events, size in bytes and id, when it came, and the future that its commit resolves."""
+    """One request: its events, how many, their size in bytes, its id, when it came, the future that its commit resolves."""
 
     events: Events
+    count: int
     size: int
     request_id: str
     since: float
@@ -82,12 +83,13 @@ class Receiver:
         Raises Overloaded, DatabaseAway (the outcome may then be unknown), or InvalidRequest for a value that PostgreSQL
         refused.
         """
-        self._admit(len(events))
+        count = len(events)
+        self._admit(count)
         loop = asyncio.get_running_loop()
-        waiting = Waiting(events, size, request_id, time.monotonic(), loop.create_future())
+        waiting = Waiting(events, count, size, request_id, time.monotonic(), loop.create_future())
         self._queue.append(waiting)
         self._arrived.set()
-        too_late = loop.call_later(ANSWER_SECONDS, _resolve, [waiting], DatabaseAway(NOT_IN_TIME))
+        too_late = loop.call_later(ANSWER_SECONDS, _answer_too_late, waiting)
         try:
             await waiting.done
         finally:
@@ -115,7 +117,7 @@ class Receiver:
                 if requests := await self._next():
                     began = time.monotonic()
                     writer = await self._commit(writer, requests)
-                    if sum(len(waiting.events) for waiting in self._queue) < BATCH_EVENTS:
+                    if sum(waiting.count for waiting in self._queue) < BATCH_EVENTS:
                         await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST_SECONDS))
             except ChronicleError as error:
                 writer = None
@@ -141,7 +143,7 @@ class Receiver:
         events = size = 0
         while self._queue:
             first = self._queue[0]
-            events, size = events + len(first.events), size + first.size
+            events, size = events + first.count, size + first.size
             if requests and (events > BATCH_EVENTS or size > self._settings.chronicle_max_body_bytes):
                 break
             self._queue.popleft()
@@ -153,7 +155,7 @@ class Receiver:
         """Commits the requests as one batch and answers them; gives back the writer while it is usable."""
         batch_id = new_batch_id()
         events = Events.joined(request.events for request in requests)
-        parts = [(request.request_id, len(request.events)) for request in requests]
+        parts = [(request.request_id, request.count) for request in requests]
         began = time.monotonic()
         deadline = began + PATIENCE_SECONDS
         current: Writer | None = writer
@@ -198,6 +200,10 @@ class Receiver:
         for request in requests:
             writer = await self._commit(writer or await Writer.open(self._url), [request])
         return writer
+
+
+def _answer_too_late(waiting: Waiting) -> None:
+    _resolve([waiting], DatabaseAway(NOT_IN_TIME))
 
 
 def _resolve(requests: list[Waiting], error: Exception | None) -> None:

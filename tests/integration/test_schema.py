@@ -23,8 +23,8 @@ from query import stream, system
 CATALOG = {
     "columns": """
         SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text,
-               a.attstorage::text, a.attstattarget, coll.collname, pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum),
-               c.reloptions::text, obj_description(c.oid)
+               a.attstorage::text, a.attstattarget, coll.collname, pg_get_expr(d.adbin, d.adrelid),
+               col_description(c.oid, a.attnum), c.reloptions::text, obj_description(c.oid)
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
         LEFT JOIN pg_collation coll ON coll.oid = a.attcollation
@@ -75,7 +75,8 @@ async def test_analyze_unfolds_none_of_the_batches(database_url: str, db: psycop
     await receive(database_url, [event("a")])
     db.execute("ANALYZE facts")
     looked_at = {name for (name,) in db.execute("SELECT attname FROM pg_stats WHERE tablename = 'facts'")}
-    assert looked_at == {column.name for column in tables.facts.columns if not isinstance(column.type, sqlalchemy.ARRAY)}
+    scalars = {column.name for column in tables.facts.columns if not isinstance(column.type, sqlalchemy.ARRAY)}
+    assert looked_at == scalars
 
 
 def test_several_migrate_at_once_and_each_succeeds(empty_url: str) -> None:
