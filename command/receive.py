@@ -55,7 +55,7 @@ log = logs.get(__name__)
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One request: its events, how many, their size in bytes, its id, when it came, the future that its commit resolves."""
+    """One request: its events and how many, their bytes, its id, when it came, the future that its commit resolves."""
 
     events: Events
     count: int
