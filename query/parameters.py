@@ -29,7 +29,7 @@ def _only_digits(text: object) -> object:
     return text
 
 
-def readable(request: Request) -> None:
+async def readable(request: Request) -> None:
     """Refuses a query string that is not UTF-8: what it would be read as instead is not what the client meant."""
     try:
         given = parse_qsl(request.scope["query_string"].decode("ascii"), keep_blank_values=True, encoding="latin-1")
