@@ -21,7 +21,7 @@ from chronicle.settings import Settings
 from command.bodies import Bodies
 from command.dispatch import Dispatcher
 from command.load import Admission, Load
-from command.receive import COMMITTERS, Receiver
+from command.receive import Receiver
 from command.watch import Watch
 
 LARGE_BODY = 2**20
@@ -40,9 +40,8 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        committers = [receiver.run() for _ in range(COMMITTERS)]
         dispatchers = dispatcher.send_all(), dispatcher.record_all()
-        tasks = {_service(part) for part in (*committers, *dispatchers, watch.run(), load.run())}
+        tasks = {_service(part) for part in (receiver.run(), *dispatchers, watch.run(), load.run())}
         yield
         while tasks:
             for task in tasks:

@@ -1,7 +1,7 @@
 """(1) receive: events become a RECEIVED fact, an outbox row and counters, in one synchronous commit.
 
 Group commit: requests that arrive while a commit is under way wait and are committed together as one batch. An idle
-service commits a request at once; one with some load gathers for as long as a commit takes, since a batch costs by far
+service commits a request at once. One connection commits: with two, batches are half as large, and a batch costs by far
 more than an event in it.
 """
 
@@ -24,16 +24,9 @@ from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
 from command import metrics
 
-COMMITTERS = 2
-"""Connections that commit: while one waits for the disk, the next batch is on its way."""
-
 BATCH_EVENTS = 2000
 """Requests are committed together up to so many events. To read what happened to one of them, or to project some of
 them again, takes longer the more there are, and what a commit costs is little beside so many."""
-
-LONGEST_REST_SECONDS = 0.01
-"""A connection rests after a commit as long as that took, at most so long, unless a whole batch waits already: what
-comes meanwhile is one batch."""
 
 ANSWER_SECONDS = 10
 """A request that is not committed by then is answered 503; whether it was is then unknown to the client."""
@@ -108,17 +101,14 @@ class Receiver:
             raise DatabaseAway
 
     async def run(self) -> None:
-        """Commits until cancelled, on a connection of its own; COMMITTERS of these run at once."""
+        """Commits until cancelled."""
         writer: Writer | None = None
         while True:
             try:
                 writer = writer or await Writer.open(self._url)
                 self._away_since = None
                 if requests := await self._next():
-                    began = time.monotonic()
                     writer = await self._commit(writer, requests)
-                    if sum(waiting.count for waiting in self._queue) < BATCH_EVENTS:
-                        await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST_SECONDS))
             except ChronicleError as error:
                 writer = None
                 self._lost(error)
