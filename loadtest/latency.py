@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from http.client import HTTPConnection
 
+from psycopg_pool import ConnectionPool
+
+from chronicle import database
 from loadtest import client, system, workload
 from loadtest.rates import BULK, SINGLE, Shape
 from tests.servers import Stack
@@ -15,8 +16,13 @@ from tests.servers import Stack
 SECONDS = 20
 CONNECTIONS = 32
 PROBES_A_SECOND = 10
+PROBERS = 8
+"""Events that are looked for at a time."""
+
 ASK_SECONDS = 0.005
-"""Between two looks for one event: looking without a pause would be a load of its own, and measure itself."""
+"""Between two looks for one event."""
+
+IS_THERE = "SELECT EXISTS (SELECT FROM processed_events WHERE event_id = %s)"
 
 
 def at_half_load(found: dict[str, float], scale: float) -> dict[str, float]:
@@ -33,7 +39,7 @@ def _open_loop(stack: Stack, shape: Shape, rate: float, seconds: float) -> dict[
     made = workload.events(max(int(rate * seconds), 10 * shape.size))
     requests = workload.requests(made, shape.size)
     name = f"{shape.name} at half load"
-    with Lag(stack.port, _probed(made, shape, seconds)) as lag:
+    with Lag(stack, _probed(made, shape, seconds)) as lag:
         latencies = client.send(
             stack.port, requests, CONNECTIONS, rate=rate / shape.size, answered=lag.request_is_answered
         )
@@ -51,22 +57,28 @@ def _probed(made: Sequence[bytes], shape: Shape, seconds: float) -> dict[int, st
 
 
 class Lag:
-    """Asks GET /events?event_id= for chosen events, from the moment their request is answered until they are there.
+    """How long chosen events take, from the answer to their request until GET /events?event_id= shows them.
 
-    What a user would see, so it contains the time that the last GET takes.
+    PostgreSQL is asked until an event is there, and the API once, then: asking the API all the time would be a load of
+    its own, and the more of it the longer the lag. The time of that GET is part of the lag.
     """
 
-    def __init__(self, port: int, probed: dict[int, str]) -> None:
-        self._port = port
+    def __init__(self, stack: Stack, probed: dict[int, str]) -> None:
+        self._stack = stack
         self._probed = probed
-        self._threads = ThreadPoolExecutor(8)
+        self._threads = ThreadPoolExecutor(PROBERS)
+        self._sessions = ConnectionPool(
+            stack.run()["postgres"]["url"], kwargs={"autocommit": True}, min_size=PROBERS, open=False
+        )
         self._lags: list[Future[float]] = []
 
     def __enter__(self) -> Lag:
+        self._sessions.open(wait=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
+        self._sessions.close()
 
     def request_is_answered(self, number: int) -> None:
         """Starts to look for the event of this request, if it is one of the chosen."""
@@ -78,12 +90,8 @@ class Lag:
         return [lag.result() for lag in self._lags]
 
     def _until_visible(self, event_id: str, since: float) -> float:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=system.SETTLE_SECONDS)
-        try:
-            while True:
-                connection.request("GET", f"/events?event_id={event_id}")
-                if json.load(connection.getresponse())["count"]:
-                    return time.monotonic() - since
+        with self._sessions.connection() as session:
+            while not database.value(session, IS_THERE, [event_id]):
                 time.sleep(ASK_SECONDS)
-        finally:
-            connection.close()
+        assert system.ask(self._stack, f"/events?event_id={event_id}")["count"] == 1
+        return time.monotonic() - since
