@@ -240,7 +240,7 @@ def decided(content: bytes) -> object:
         return error.problem
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(EVENTS, max_size=3), st.booleans())
 def test_a_body_with_something_unusual_beside_its_events_is_decoded_alike(
     events: list[dict[str, Any]], ensure_ascii: bool
@@ -249,7 +249,7 @@ def test_a_body_with_something_unusual_beside_its_events_is_decoded_alike(
         if isinstance(sent["payload"], dict) and (levels := sent["payload"].pop("deep", 0)):
             sent["payload"]["deep"] = functools.reduce(lambda inner, _: [inner], range(levels), 1)
     content = json.dumps({"events": events}, ensure_ascii=ensure_ascii).encode("utf-8", "surrogatepass")
-    unusual = content.replace(b"{", b'{"year": "9999-", ', 1)
+    unusual = content[:-1] + b', "year": "9999-"}'  # behind them: an error names the byte
     assert decided(content) == decided(unusual)
 
 
