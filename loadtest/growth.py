@@ -1,8 +1,8 @@
 """Growth: rates, reads, disk and memory where a hundredth of the events is stored, and where all of them are.
 
 The events come through POST /publish like any others. Each round measures a ChronicleWeaver with few events and the one
-with all of them in turn: a minute later the machine may be another. Five rounds take PostgreSQL from one checkpoint to
-the next, after which it writes whole pages for a while.
+with all of them in turn: a minute later the machine may be another. Five rounds are about what lies between two
+checkpoints of PostgreSQL, after each of which it writes whole pages for a while.
 """
 
 from __future__ import annotations
