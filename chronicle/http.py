@@ -21,7 +21,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,7 +40,8 @@ REQUEST_ID = "chronicle.request_id"
 ACCEPTS = 128
 """New clients taken at once; more would make those wait that are here."""
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[Scope, Receive], Awaitable[bytes]]
+"""Takes a request as ASGI has it, gives the JSON of its 200."""
 
 log = logs.get(__name__)
 
@@ -139,13 +139,15 @@ class Application(FastAPI):
 
 def _answering(endpoint: Endpoint) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
         try:
-            response = await endpoint(request)
+            body = await endpoint(scope, receive)
         except Exception as error:
             handler = next(HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS)
-            response = handler(request, error)
-        await response(scope, receive, send)
+            await handler(Request(scope), error)(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     return app
 
@@ -166,8 +168,8 @@ class RequestIds:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = given if self.PLAIN.fullmatch(given) else f"{random.getrandbits(64):016x}".encode()
+        given = dict(scope["headers"]).get(b"x-request-id")
+        request_id = given if given and self.PLAIN.fullmatch(given) else b"%016x" % random.getrandbits(64)
         headers = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
 
         begun = False

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+from collections.abc import Sequence
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from chronicle.errors import InvalidRequest, NotJson, Overloaded, TooLarge
 
 SMALL = 2**20
 """Larger bodies together get half of the room, so that a few clients that send slowly do not shut out the others."""
 
-JSON = ["application/json"]
-CHARSETS = ("", "utf-8", "utf8", "us-ascii")
+JSON = [b"application/json"]
+CHARSETS = (b"", b"utf-8", b"utf8", b"us-ascii")
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""As ASGI has them, with names in lower case."""
 
 
 class Bodies:
@@ -22,19 +28,24 @@ class Bodies:
         self._most_together = most_together
         self._held = 0
 
-    async def read(self, request: Request) -> bytes:
+    async def read(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body, which counts until it is given to `forget`.
 
-        Raises NotJson or TooLarge as soon as the body is known to be so, and Overloaded.
+        Raises NotJson or TooLarge as soon as the body is known to be so, Overloaded, and ClientDisconnect.
         """
-        _check_type(request)
-        self._check_length(request)
+        self._check(headers)
         received = bytearray()
+        unfinished = True
         try:
-            async for chunk in request.stream():
+            while unfinished:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk = message.get("body", b"")
                 self._held += len(chunk)
                 received += chunk
                 self._check_room(len(received))
+                unfinished = message.get("more_body", False)
         except BaseException:
             self._held -= len(received)
             raise
@@ -44,11 +55,20 @@ class Bodies:
         """Its request is answered."""
         self._held -= len(body)
 
-    def _check_length(self, request: Request) -> None:
-        declared = request.headers.get("content-length", "0")
-        if not declared.isascii() or not declared.isdigit():
+    def _check(self, headers: Headers) -> None:
+        kinds, length = [], b"0"
+        for name, value in headers:
+            if name == b"content-type":
+                kinds.append(value)
+            elif name == b"content-length":
+                length = value
+            elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+                raise NotJson("content_encoding", ["header", "content-encoding"], "the body must not be encoded")
+        if kinds and kinds != JSON:
+            _check_unusual_type(kinds)
+        if not length.isdigit():
             raise InvalidRequest("header_invalid", ["header", "content-length"], "not a number")
-        if int(declared) > self._most_each:
+        if int(length) > self._most_each:
             raise self._too_large()
 
     def _check_room(self, size: int) -> None:
@@ -62,22 +82,14 @@ class Bodies:
         return TooLarge("body_too_large", ["body"], f"at most {self._most_each} bytes a request")
 
 
-def _check_type(request: Request) -> None:
-    given = request.headers.getlist("content-type") or JSON
-    if given != JSON:
-        _check_unusual_type(given)
-    if any(value.strip().lower() not in ("", "identity") for value in request.headers.getlist("content-encoding")):
-        raise NotJson("content_encoding", ["header", "content-encoding"], "the body must not be encoded")
-
-
-def _check_unusual_type(given: list[str]) -> None:
-    kind, *parameters = [part.strip().lower() for part in given[0].split(";")]
+def _check_unusual_type(given: list[bytes]) -> None:
+    kind, *parameters = [part.strip().lower() for part in given[0].split(b";")]
     if len(given) > 1 or (
-        kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json"))
+        kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json"))
     ):
         raise NotJson("content_type", ["header", "content-type"], "the body must be application/json")
     if any(
-        name == "charset" and value.strip('"') not in CHARSETS
-        for name, _, value in (p.partition("=") for p in parameters)
+        name == b"charset" and value.strip(b'"') not in CHARSETS
+        for name, _, value in (p.partition(b"=") for p in parameters)
     ):
         raise NotJson("content_type", ["header", "content-type"], "the body must be UTF-8")
