@@ -11,6 +11,7 @@ import functools
 import json
 import resource
 import secrets
+from itertools import chain
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -50,7 +51,7 @@ MOST_FILES, OTHER_FILES = 10_240, 200
 
 
 class Connection(HttpToolsProtocol):
-    """One connection, and how far its request has come."""
+    """One connection, and how far its request has come. To its requests it is the transport as well."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
@@ -116,14 +117,9 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._asked, self._began, self._head_bytes = True, self.loop.time(), 0
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; what follows a chunked body (a trailer) is none, and is ignored."""
-        if not self._in_body:
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """All headers are there."""
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
         if size > MAX_HEAD_BYTES or len(self.url) > MAX_URL_BYTES or len(self.headers) > MAX_HEADERS:
             self._head_too_large()
         elif not self._is_plain():
@@ -137,15 +133,19 @@ class Connection(HttpToolsProtocol):
         self._in_body, self._asked, self._began = True, False, self.loop.time()
         self._head_bytes = self._unread_bytes = 0
         super().on_headers_complete()
-        self.cycle.transport = _Way(self)
+        self.headers = []  # not those of the request: what follows a chunked body (a trailer) is no header
+        self.cycle.transport = self  # type: ignore[assignment]
 
     def _is_plain(self) -> bool:
         """Whether everybody on the way understands these headers alike (RFC 9112, 3.2 and 6.1)."""
         names = [name for name, _ in self.headers]
-        version, hosts = self.parser.get_http_version(), names.count(b"host")
-        if version == "1.0":
-            return hosts <= 1 and b"transfer-encoding" not in names
-        return version == "1.1" and hosts == 1
+        hosts = names.count(b"host")
+        match self.parser.get_http_version():
+            case "1.1":
+                return hosts == 1
+            case "1.0":
+                return hosts <= 1 and b"transfer-encoding" not in names
+        return False
 
     def _upgrades(self) -> bool:
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
@@ -227,7 +227,11 @@ class Connection(HttpToolsProtocol):
                 held -= unsent
                 slowest.transport.abort()
 
-    def end(self) -> None:
+    def is_closing(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self.transport.is_closing()
+
+    def close(self) -> None:
         """After the last answer; softly while the client still sends."""
         self._flush()
         if self._in_body:
@@ -266,22 +270,6 @@ class Connection(HttpToolsProtocol):
                 )
         elif self._in_body and (now - self._began > BODY_SECONDS or self._unread_bytes > MAX_UNREAD_BYTES):
             self.transport.close()
-
-
-class _Way(asyncio.Transport):
-    """The transport as a request sees it, which closes it after an answer that says so."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._connection.write(data)
-
-    def is_closing(self) -> bool:
-        return self._connection.transport.is_closing()
-
-    def close(self) -> None:
-        self._connection.end()
 
 
 @functools.cache
