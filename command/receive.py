@@ -59,9 +59,9 @@ class Waiting:
 
 
 class Receiver:
-    """Takes requests, commits them in batches, and hands each committed batch id on."""
+    """Takes requests, commits them in batches, and hands the id and the size of each committed one on."""
 
-    def __init__(self, url: str, settings: Settings, committed: Callable[[UUID], None]) -> None:
+    def __init__(self, url: str, settings: Settings, committed: Callable[[UUID, int], None]) -> None:
         self._url = url
         self._settings = settings
         self._committed = committed
@@ -168,7 +168,7 @@ class Receiver:
                 await asyncio.sleep(0.1)
             else:
                 self._in_flight += len(events)  # until the next look at the database
-                self._committed(batch_id)
+                self._committed(batch_id, len(events))
                 _resolve(requests, None)
                 metrics.received(len(events), len(requests), time.monotonic() - began)
                 return current

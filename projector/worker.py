@@ -19,9 +19,6 @@ from projector.heartbeat import Heartbeat
 from projector.outbox import MOST_TICKETS, Batch
 from projector.projection import abandon, project, project_apart
 
-ROUND_SECONDS = 0.03
-"""In quiet times a round takes at least so long: many small batches are then projected together, for little more."""
-
 SWEEP_SECONDS = 2.0
 """How often a busy worker looks for overdue batches, and any worker for tickets that others left."""
 
@@ -109,10 +106,7 @@ class Worker:
             again = self._own_pending
             tickets = self._tickets()
             if len(tickets) < self._most_tickets:
-                began = time.monotonic()
-                busy = self._work_off(connection, tickets, again=again)
-                self._stop.wait(began + ROUND_SECONDS - time.monotonic() if busy else 0)
-                return busy
+                return self._work_off(connection, tickets, again=again)
         return self._work_off(connection, tickets, again=again)
 
     def _beat(self, connection: psycopg.Connection[Any]) -> None:

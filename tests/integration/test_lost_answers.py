@@ -44,7 +44,7 @@ async def test_a_commit_whose_answer_is_lost_is_recorded_once(
     way_to: Callable[[str], Way], database_url: str, db: psycopg.Connection[Any]
 ) -> None:
     proxy, url = way_to(database_url)
-    receiver = Receiver(url, Settings(), lambda _: None)
+    receiver = Receiver(url, Settings(), lambda *_: None)
     task = asyncio.create_task(receiver.run())
     await receiver.receive(columns(event("a")), 1, "request")
     proxy.rule = cut_answers(committed, times=3)

@@ -25,7 +25,7 @@ Publish = Callable[..., Awaitable[None]]
 @asynccontextmanager
 async def receiving(url: str, **settings: Any) -> AsyncIterator[tuple[Receiver, list[UUID]]]:
     committed: list[UUID] = []
-    receiver = Receiver(url, Settings(**settings), committed.append)
+    receiver = Receiver(url, Settings(**settings), lambda batch_id, _: committed.append(batch_id))
     tasks = {asyncio.create_task(receiver.run())}
     try:
         yield receiver, committed

@@ -77,7 +77,7 @@ async def test_a_commit_that_is_tried_again_names_its_requests(
     database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(database.SESSION, "lock_timeout", "100ms")
-    receiver = Receiver(database_url, Settings(), lambda _: None)
+    receiver = Receiver(database_url, Settings(), lambda *_: None)
     committing = asyncio.create_task(receiver.run())
     with capture_logs() as lines:
         with database.connect(database_url, "holder") as holder, holder.transaction():

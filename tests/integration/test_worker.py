@@ -16,7 +16,8 @@ from servers import eventually
 
 from chronicle import broker, database
 from chronicle.errors import DatabaseAway
-from command.dispatch import Dispatcher
+from chronicle.ledger import new_batch_id
+from command.dispatch import MANY_EVENTS, Dispatcher
 from projector import outbox
 from projector.worker import Worker
 
@@ -267,13 +268,41 @@ async def test_an_entry_that_names_no_batch_is_thrown_away(
     until_empty(worker, client)
 
 
+async def test_a_worker_that_waits_gets_all_tickets_of_a_round(
+    client: redis.Redis, database_url: str, queue: str
+) -> None:
+    """Each round of the dispatcher is then one projection."""
+    broker.ensure_group(client)
+    reading = asyncio.create_task(
+        asyncio.to_thread(client.xreadgroup, broker.GROUP, "reader", {broker.STREAM: ">"}, block=10_000)
+    )
+    await asyncio.to_thread(eventually, lambda: client.info("clients")["blocked_clients"] > 0)
+    assert await dispatch(database_url, queue, [new_batch_id() for _ in range(20)])
+    [(_, tickets)] = await reading
+    assert len(tickets) == 20
+
+
+async def test_many_events_do_not_wait_for_the_next_round(
+    monkeypatch: pytest.MonkeyPatch, client: redis.Redis, database_url: str, queue: str
+) -> None:
+    monkeypatch.setattr("command.dispatch.ROUND_SECONDS", 3600)
+    dispatcher = Dispatcher(database_url, queue)
+    running = asyncio.create_task(dispatcher.send_all())
+    for events, tickets in (1, 1), (MANY_EVENTS, 2), (MANY_EVENTS - 1, 2), (1, 4):
+        dispatcher.add(new_batch_id(), events)
+        await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
+    running.cancel()
+    await asyncio.wait([running])
+    await dispatcher.close()
+
+
 async def test_a_batch_that_no_worker_takes_is_queued_all_the_same(
     client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
     dispatcher = Dispatcher(database_url, queue)
     running = [asyncio.create_task(part) for part in (dispatcher.send_all(), dispatcher.record_all())]
     [batch_id] = await receive(database_url, [event("a"), event("b")])
-    dispatcher.add(batch_id)
+    dispatcher.add(batch_id, 2)
     queued = "SELECT coalesce(sum(queued), 0) FROM stats"
     await asyncio.to_thread(eventually, lambda: database.value(db, queued) == 2)
     assert client.xlen(broker.STREAM) == 1
