@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from chronicle.up.children import stop
 from chronicle.up.servers import Postgres, Valkey, start
+
+settings.register_profile("untimed", deadline=None)  # no test is about how fast this machine is at the moment
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

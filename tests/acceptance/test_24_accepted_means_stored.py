@@ -15,7 +15,7 @@ from servers import Stack
 
 from chronicle.events import EVENT_ID_BYTES, EVENT_ID_CHARACTERS, NAME_BYTES, NAME_CHARACTERS, instant
 
-BOUNDED = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+BOUNDED = settings(max_examples=30, suppress_health_check=list(HealthCheck), database=None)
 STORABLE = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 

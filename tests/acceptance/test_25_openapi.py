@@ -32,7 +32,7 @@ def test_every_route_is_documented(document: Any) -> None:
 
 
 def answers_as_documented(operation: Any, mode: schemathesis.GenerationMode) -> None:
-    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
     @given(case=operation.as_strategy(generation_mode=mode))
     def every_request(case: Any) -> None:
         case.call_and_validate(checks=CHECKS)
@@ -51,7 +51,7 @@ def test_requests_that_break_the_document_get_documented_answers(document: Any, 
     answers_as_documented(operation, schemathesis.GenerationMode.NEGATIVE)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.text())
 def test_no_text_in_a_query_string_is_an_internal_error(api: Api, text: str) -> None:
     names = ("topic", "event_id", "source", "action", "from", "to", "limit", "cursor")

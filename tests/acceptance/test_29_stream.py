@@ -107,7 +107,7 @@ def test_headers_and_numbers_of_topics_that_mean_nothing_are_named_too(api: Api)
     problem(api.http.get("/events/stream?topic=%ff"), 422, ["query", "topic"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(["topic", "after"]), st.text())
 def test_no_text_in_its_query_string_is_an_internal_error(api: Api, name: str, text: str) -> None:
     """Asked by HEAD, which is answered like GET, and ends."""

@@ -99,7 +99,7 @@ FAULTS = (
 LINE = st.sampled_from([b'{"id": %d}', b'{"id": %d}', b'{"id": %d, "bad": 1}', b"[%d]", b"\xff%d", b"", b" "])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINE, max_size=60), batch=st.integers(1, 12), trouble=st.floats(0, 1), seed=st.integers())
 def test_every_line_ends_accepted_or_in_the_spill_file(
     tmp_path: Path, lines: list[bytes], batch: int, trouble: float, seed: int

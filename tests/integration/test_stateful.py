@@ -186,7 +186,6 @@ def test_nothing_is_lost_or_doubled_in_any_order_of_things(
 BOUNDS = settings(
     max_examples=5,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking takes minutes: every step is a real one
 )

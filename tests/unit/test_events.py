@@ -240,7 +240,7 @@ def decided(content: bytes) -> object:
         return error.problem
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(EVENTS, max_size=3), st.booleans())
 def test_a_body_with_something_unusual_beside_its_events_is_decoded_alike(
     events: list[dict[str, Any]], ensure_ascii: bool

@@ -54,7 +54,7 @@ def accepted(text: str) -> bool:
         return False
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(JSON)
 def test_what_is_storable_is_what_a_reader_could_keep(text: str) -> None:
     content = text.encode()
