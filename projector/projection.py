@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -154,11 +154,17 @@ Won = tuple[UUID, str, list[int]]
 """Of a batch and a topic, the positions that INSERT_FIRST_SIGHTINGS inserted."""
 
 
-def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], worker_id: int) -> list[UUID]:
+def project(
+    connection: psycopg.Connection[Any],
+    batch_ids: Sequence[UUID],
+    worker_id: int,
+    announced: Callable[[], object] = lambda: None,
+) -> list[UUID]:
     """Projects those of the batches that are in flight, in one READ COMMITTED transaction.
 
-    Waits for another worker that holds one of them. Gives the batches that this call projected; the others were
-    projected before, or are no longer there. Raises psycopg.Error, and then nothing has changed.
+    Calls `announced` once it has its place in the order of projections. Waits for another worker that holds one of the
+    batches. Gives those that this call projected; the others were projected before, or are no longer there. Raises
+    psycopg.Error, and then nothing has changed.
     """
     began = time.monotonic()
     won: list[Won] = []
@@ -166,6 +172,7 @@ def project(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID], work
         claimed = _claim(connection, batch_ids, worker_id)
         if claimed:
             everything = _sightings(claimed, range(1, RECORD_POSITIONS), announce(connection, claimed))
+            announced()
             won = connection.execute(INSERT_FIRST_SIGHTINGS, everything, prepare=True).fetchall()
             record_outcome(connection, claimed, worker_id, won, {})
     metrics.projected(claimed, (these for *_, these in won), 0, time.monotonic() - began)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -98,32 +98,39 @@ class Worker:
         """
         connection = self._connect()
         self._beat(connection)
-        # In quiet times the workers of a process take turns, and project in the order of the tickets: what was
-        # published first is then seen first. When more waits than one worker takes, they work at the same time.
-        with self._own_turn(connection):
+        # In quiet times the workers of a process take turns until they have announced what they project, and so project
+        # in the order of the tickets: what was published first is seen first. When more waits than one worker takes,
+        # they work at the same time from the start.
+        with self._own_turn(connection) as end_turn:
             if self._stop.is_set():
                 return False
             again = self._own_pending
             tickets = self._tickets()
-            if len(tickets) < self._most_tickets:
-                return self._work_off(connection, tickets, again=again)
-        return self._work_off(connection, tickets, again=again)
+            if len(tickets) >= self._most_tickets:
+                end_turn()
+            return self._work_off(connection, tickets, end_turn, again=again)
 
     def _beat(self, connection: psycopg.Connection[Any]) -> None:
         state = "without Redis" if self._redis_away else "busy" if self._busy else "idle"
         self._heartbeat.beat(connection, self.worker_id, state)
 
     @contextmanager
-    def _own_turn(self, connection: psycopg.Connection[Any]) -> Iterator[None]:
-        """Whoever waits for its turn lives; whether it ever comes, the backlog shows."""
+    def _own_turn(self, connection: psycopg.Connection[Any]) -> Iterator[Callable[[], None]]:
+        """Gives a function that ends the turn early. Whoever waits lives; whether its turn comes, the backlog shows."""
         while not self._turn.acquire(timeout=heartbeat.SECONDS):
             self._beat(connection)
-        try:
-            yield
-        finally:
-            self._turn.release()
+        with ExitStack() as held:
+            held.callback(self._turn.release)
+            yield held.close
 
-    def _work_off(self, connection: psycopg.Connection[Any], tickets: dict[str, UUID], *, again: bool) -> bool:
+    def _work_off(
+        self,
+        connection: psycopg.Connection[Any],
+        tickets: dict[str, UUID],
+        announced: Callable[[], None],
+        *,
+        again: bool,
+    ) -> bool:
         """Projects what the tickets name; `again`: they were handed out before, and nobody acknowledged them."""
         batch_ids = list(tickets.values())
         returned = batch_ids if again else []
@@ -135,7 +142,7 @@ class Worker:
         batches = outbox.count_attempt(connection, returned) | outbox.waiting(connection, batch_ids)
         self._most_tickets = outbox.fitting(batches.values()) or self._most_tickets
         for group in outbox.grouped(batches.values()):
-            self._project(connection, group)
+            self._project(connection, group, announced)
             self._beat(connection)
         self._acknowledge(list(tickets))
         return bool(tickets or batches)
@@ -224,7 +231,7 @@ class Worker:
         except (redis.RedisError, OSError) as error:
             self._redis_failed(error)
 
-    def _project(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
+    def _project(self, connection: psycopg.Connection[Any], group: list[Batch], announced: Callable[[], None]) -> None:
         """Projects a group; where it fails, each batch alone, so that a bad one does not hold up the others."""
         batch_id, attempts = group[0].batch_id, group[0].attempts
         try:
@@ -238,7 +245,7 @@ class Worker:
                 if errors:
                     log.error("events failed", **self._about(connection, [batch_id]), events=len(errors))
             else:
-                projected = set(project(connection, [batch.batch_id for batch in group], self.worker_id))
+                projected = set(project(connection, [batch.batch_id for batch in group], self.worker_id, announced))
                 self._note_lag(batch for batch in group if batch.batch_id in projected)
             self._projected.set()
         except psycopg.OperationalError as error:
@@ -251,7 +258,7 @@ class Worker:
                 "refused", **self._about(connection, [batch.batch_id for batch in group]), error=str(error).strip()
             )
             for batch in group if len(group) > 1 else ():
-                self._project(connection, [batch])
+                self._project(connection, [batch], announced)
 
     def _note_lag(self, projected: Iterable[Batch]) -> None:
         self._heartbeat.projected()

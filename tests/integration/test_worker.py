@@ -344,6 +344,35 @@ async def test_in_quiet_times_what_was_published_first_wins(
     assert db.execute("SELECT source FROM processed_events").fetchall() == [("first",)]
 
 
+async def test_a_turn_ends_when_a_projection_has_its_place_in_the_order(
+    workers: Callable[..., Worker], client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    """Who is next need not wait for all of it."""
+    broker.ensure_group(client)
+    turn = threading.Lock()
+    slow, free = (threading.Thread(target=workers(turn=turn).run_once) for _ in range(2))
+    batch_ids = await receive(database_url, [event("a")], [event("b")])
+    with db.transaction(force_rollback=True):
+        db.execute(
+            """
+            INSERT INTO processed_events (event_id, topic, source, payload, "timestamp", batch_id, position)
+            SELECT event_id, topic, source, payload, "timestamp", batch_id, position FROM received_events
+            WHERE batch_id = %s
+            """,
+            batch_ids[:1],
+        )
+        await dispatch(database_url, queue, batch_ids[:1])
+        slow.start()
+        until_blocked(database_url, "projector")
+        await dispatch(database_url, queue, batch_ids[1:])
+        free.start()
+        with database.connect(database_url, "test") as other:
+            eventually(lambda: in_flight(other) == 1)
+    slow.join()
+    free.join()
+    assert db.execute("SELECT event_id FROM processed_events ORDER BY 1").fetchall() == [("a",), ("b",)]
+
+
 @pytest.mark.parametrize(("size", "taken"), [(1, 5), (4000, 2), (6000, 1), (20_000, 1)])
 async def test_a_worker_counts_no_more_overdue_batches_than_it_tries_at_once(
     size: int, taken: int, database_url: str, db: psycopg.Connection[Any]
