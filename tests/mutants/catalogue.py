@@ -112,8 +112,8 @@ MUTANTS = (
             Edit(WORKER, "        self._acknowledge(list(tickets))\n", ""),
             Edit(
                 WORKER,
-                "            if len(tickets) < self._most_tickets:\n",
-                "            self._acknowledge(list(tickets))\n            if len(tickets) < self._most_tickets:\n",
+                "            if len(tickets) >= self._most_tickets:\n",
+                "            self._acknowledge(list(tickets))\n            if len(tickets) >= self._most_tickets:\n",
             ),
         ),
         ("tests/integration/test_worker.py::test_a_ticket_is_acknowledged_after_the_commit",),
