@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,12 @@ from chronicle.up.servers import Postgres, Valkey, start
 
 settings.register_profile("untimed", deadline=None)  # no test is about how fast this machine is at the moment
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many test processes again as there are cores: much of the time tests wait, for servers and deadlines."""
+    return (3 * (os.cpu_count() or 1) + 1) // 2
 
 
 @pytest.fixture(scope="session")
