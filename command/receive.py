@@ -33,9 +33,9 @@ them again, takes longer the more there are, and what a commit costs is little b
 ANSWER_SECONDS = 10
 """A request that is not committed by then is answered 503; whether it was is then unknown to the client."""
 
-ANSWER_TURNS = 2
-"""Turns of the event loop between two commits: in one the answers are written, in the next they are sent. Who waits for
-them gets them before the next batch is made."""
+FEW_REQUESTS, ANSWER_TURNS = 10, 2
+"""The answers to a batch of so few requests go out before the next batch is made: they are written in one turn of the
+event loop and sent in the next. With more, PostgreSQL would be idle too long."""
 
 PATIENCE_SECONDS = 5
 """How long a batch is tried again, and requests wait for a lost PostgreSQL, before they are answered 503."""
@@ -115,8 +115,9 @@ class Receiver:
                 self._away_since = None
                 if requests := await self._next():
                     writer = await self._commit(writer, requests)
-                    for _ in range(ANSWER_TURNS):
-                        await asyncio.sleep(0)
+                    if len(requests) <= FEW_REQUESTS:
+                        for _ in range(ANSWER_TURNS):
+                            await asyncio.sleep(0)
             except ChronicleError as error:
                 writer = None
                 self._lost(error)

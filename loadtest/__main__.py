@@ -14,12 +14,9 @@ from tests.servers import ROOT
 PARTS: dict[str, Callable[[Figures, argparse.Namespace], Figures]] = {
     "floor": lambda _, given: rates.of_floor(given.scale),
     "bulk": lambda _, given: rates.of_chronicle([rates.BULK, rates.HUNDREDS], given.scale),
-    "single": lambda _, given: rates.of_chronicle([rates.SINGLE, rates.SINGLE_128], given.scale),
-    "ceiling": lambda _, given: rates.of_ceiling(given.scale),
+    "single": lambda _, given: rates.of_single(given.scale),
     "latency": lambda found, given: latency.at_half_load(found, given.scale),
-    "afternoon": lambda _, given: (
-        rates.of_afternoon([rates.BULK, rates.HUNDREDS], given.scale) | rates.of_afternoon([rates.SINGLE], given.scale)
-    ),
+    "afternoon": lambda _, given: rates.of_afternoon([rates.BULK, rates.HUNDREDS], given.scale),
     "growth": lambda _, given: growth.to(given.growth, given.scale, given.runs),
     "k6": lambda _, given: k6.run(given.scale),
 }

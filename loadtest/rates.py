@@ -20,9 +20,11 @@ from chronicle.ledger import new_batch_id
 from chronicle.up import ports
 from chronicle.up.children import spawn, stop
 from loadtest import client, system, workload
+from loadtest.report import medians
 from tests.servers import ROOT, Stack, eventually
 
 FLOOR_ROWS = 700
+TURNS = 5
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,32 @@ def _copy_text(events: Sequence[bytes]) -> bytes:
     return "".join(rows).encode()
 
 
-def of_ceiling(scale: float) -> dict[str, float]:
-    """The API process with nothing behind validation (see loadtest/ceiling.py)."""
-    found: dict[str, float] = {}
-    with system.chronicle() as stack, _ceiling(stack) as port:
-        for shape in (SINGLE, SINGLE_128):
-            figures = measure(port, shape, scale, lambda: None)
-            found[f"ceiling of {shape.name} events/s"] = figures[f"{shape.name} events/s"]
-        assert system.ask(stack, "/stats")["received"] == 0
+def of_single(scale: float) -> dict[str, float]:
+    """One event a request: ChronicleWeaver, its ceiling (see loadtest/ceiling.py) and the afternoon version in turn.
+
+    Medians of TURNS turns, each with as much less to send: a minute later the machine may be another. Then the memory
+    that it took. All invariants hold afterwards.
+    """
+    with (
+        system.chronicle() as stack,
+        system.chronicle() as idle,
+        _ceiling(idle) as ceiling,
+        _afternoon() as (afternoon, own_url),
+    ):
+        found = medians([_turn(stack, ceiling, afternoon, scale / TURNS) for _ in range(TURNS)])
+        found |= {f"{SINGLE.name}: {name}": megabytes for name, megabytes in system.memory(stack).items()}
+        system.verify(stack)
+        assert system.ask(idle, "/stats")["received"] == 0
+        _check_afternoon(own_url, TURNS * SINGLE.count(scale / TURNS))
     return found
+
+
+def _turn(stack: Stack, ceiling: int, afternoon: int, scale: float) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for shape in (SINGLE, SINGLE_128):
+        found |= measure(stack.port, shape, scale, partial(system.settle, stack))
+        found |= {f"ceiling of {name}": value for name, value in measure(ceiling, shape, scale, lambda: None).items()}
+    return found | _of_afternoon(afternoon, SINGLE, scale)
 
 
 @contextmanager
@@ -123,26 +142,35 @@ def _ceiling(stack: Stack) -> Iterator[int]:
 def of_afternoon(shapes: Sequence[Shape], scale: float) -> dict[str, float]:
     """The afternoon version (see loadtest/afternoon.py), which must have counted all that it was sent."""
     found: dict[str, float] = {}
-    with system.postgres() as url, _afternoon(url) as (port, own_url):
+    with _afternoon() as (port, own_url):
         for shape in shapes:
-            figures = measure(port, shape, scale, lambda: None)
-            found |= {f"afternoon {name}": value for name, value in figures.items()}
-        with psycopg.connect(own_url) as connection:
-            received, stored = connection.execute("SELECT received, processed FROM counters").fetchone() or (0, 0)
-            assert received == sum(shape.count(scale) for shape in shapes)
-            assert stored == database.value(connection, "SELECT count(*) FROM processed_events")
+            found |= _of_afternoon(port, shape, scale)
+        _check_afternoon(own_url, sum(shape.count(scale) for shape in shapes))
     return found
 
 
+def _of_afternoon(port: int, shape: Shape, scale: float) -> dict[str, float]:
+    return {f"afternoon {name}": value for name, value in measure(port, shape, scale, lambda: None).items()}
+
+
+def _check_afternoon(own_url: str, sent: int) -> None:
+    with psycopg.connect(own_url) as connection:
+        received, stored = connection.execute("SELECT received, processed FROM counters").fetchone() or (0, 0)
+        assert received == sent
+        assert stored == database.value(connection, "SELECT count(*) FROM processed_events")
+
+
 @contextmanager
-def _afternoon(url: str) -> Iterator[tuple[int, str]]:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE afternoon")
-    own_url, port = url.rpartition("/")[0] + "/afternoon", ports.free()
-    words = ["uvicorn", "loadtest.afternoon:app", "--port", str(port), "--no-access-log", "--log-level", "warning"]
-    with _running([sys.executable, "-m", *words], {**os.environ, "DATABASE_URL": own_url}):
-        eventually(lambda: not ports.is_free(port), 30)
-        yield port, own_url
+def _afternoon() -> Iterator[tuple[int, str]]:
+    """Its port, and the URL of its database."""
+    with system.postgres() as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE afternoon")
+        own_url, port = url.rpartition("/")[0] + "/afternoon", ports.free()
+        words = ["uvicorn", "loadtest.afternoon:app", "--port", str(port), "--no-access-log", "--log-level", "warning"]
+        with _running([sys.executable, "-m", *words], {**os.environ, "DATABASE_URL": own_url}):
+            eventually(lambda: not ports.is_free(port), 30)
+            yield port, own_url
 
 
 @contextmanager
