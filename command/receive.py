@@ -16,7 +16,6 @@ from uuid import UUID
 
 import psycopg
 from psycopg.rows import TupleRow
-from psycopg.types.numeric import Int2, Int4
 
 from chronicle import arrays, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway, InvalidRequest, Overloaded, SchemaBehind
@@ -24,7 +23,6 @@ from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
 from command import metrics
-from command.statement import Statement
 
 BATCH_EVENTS = 2000
 """Requests are committed together up to so many events. To read what happened to one of them, or to project some of
@@ -245,7 +243,6 @@ class Writer:
     def __init__(self, connection: psycopg.AsyncConnection[TupleRow], lane: int) -> None:
         self.connection = connection
         self.lane = lane
-        self._record_received = Statement(connection, RECORD_RECEIVED)
 
     @classmethod
     async def open(cls, url: str) -> Writer:
@@ -260,7 +257,6 @@ class Writer:
 
     async def close(self) -> None:
         """Gives connection and lane back."""
-        self._record_received.close()
         await self.connection.close()
 
     async def record_received(self, batch_id: UUID, events: Events, requests: Sequence[tuple[str, int]] = ()) -> None:
@@ -273,11 +269,12 @@ class Writer:
         tally = Counter(events.topics)
         event_uuids = arrays.uuids(events.event_ids)
         with database.ours():
-            await self._record_received.execute(
+            await self.connection.execute(
+                RECORD_RECEIVED,
                 {
                     "batch_id": batch_id,
-                    "lane": Int2(self.lane),
-                    "event_count": Int4(len(events)),
+                    "lane": self.lane,
+                    "event_count": len(events),
                     "event_ids": None if event_uuids else arrays.TextArray(events.event_ids),
                     "event_uuids": event_uuids,
                     "topics": arrays.TextArray(events.topics),
@@ -288,5 +285,6 @@ class Writer:
                     "counts": arrays.IntArray(tally.values()),
                     "request_ids": arrays.TextArray(request_id for request_id, _ in requests),
                     "request_sizes": arrays.IntArray(size for _, size in requests),
-                }
+                },
+                prepare=True,
             )
