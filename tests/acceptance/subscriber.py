@@ -97,6 +97,8 @@ class Subscriber:
             connection.request("GET", f"/events/stream?{urlencode(query)}", headers=headers)
             self._socket = connection.sock
             self._answer = connection.getresponse()
+            if self._over.is_set():  # since before there was an answer to break off
+                return
             if self._answer.status != 200:
                 assert self._answer.status == 503, self._answer.read()
                 return
