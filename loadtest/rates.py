@@ -125,8 +125,13 @@ def _turn(stack: Stack, ceiling: int, afternoon: int, scale: float) -> dict[str,
     found: dict[str, float] = {}
     for shape in (SINGLE, SINGLE_128):
         found |= measure(stack.port, shape, scale, partial(system.settle, stack))
-        found |= {f"ceiling of {name}": value for name, value in measure(ceiling, shape, scale, lambda: None).items()}
-    return found | _of_afternoon(afternoon, SINGLE, scale)
+        found |= _of_reference("ceiling of", ceiling, shape, scale)
+    return found | _of_reference("afternoon", afternoon, SINGLE, scale)
+
+
+def _of_reference(name: str, port: int, shape: Shape, scale: float) -> dict[str, float]:
+    """Of a service that has nothing left to do once it has answered."""
+    return {f"{name} {figure}": value for figure, value in measure(port, shape, scale, lambda: None).items()}
 
 
 @contextmanager
@@ -144,13 +149,9 @@ def of_afternoon(shapes: Sequence[Shape], scale: float) -> dict[str, float]:
     found: dict[str, float] = {}
     with _afternoon() as (port, own_url):
         for shape in shapes:
-            found |= _of_afternoon(port, shape, scale)
+            found |= _of_reference("afternoon", port, shape, scale)
         _check_afternoon(own_url, sum(shape.count(scale) for shape in shapes))
     return found
-
-
-def _of_afternoon(port: int, shape: Shape, scale: float) -> dict[str, float]:
-    return {f"afternoon {name}": value for name, value in measure(port, shape, scale, lambda: None).items()}
 
 
 def _check_afternoon(own_url: str, sent: int) -> None:
