@@ -31,10 +31,6 @@ them again, takes longer the more there are, and what a commit costs is little b
 ANSWER_SECONDS = 10
 """A request that is not committed by then is answered 503; whether it was is then unknown to the client."""
 
-FEW_EVENTS, ANSWER_TURNS = 10, 2
-"""After a batch of so few events its answers go out before the next one is made: they are written in one turn of the
-event loop and sent in the next. After a larger one, PostgreSQL would be idle too long."""
-
 PATIENCE_SECONDS = 5
 """How long a batch is tried again, and requests wait for a lost PostgreSQL, before they are answered 503."""
 
@@ -113,9 +109,6 @@ class Receiver:
                 self._away_since = None
                 if requests := await self._next():
                     writer = await self._commit(writer, requests)
-                    if sum(request.count for request in requests) <= FEW_EVENTS:
-                        for _ in range(ANSWER_TURNS):
-                            await asyncio.sleep(0)
             except ChronicleError as error:
                 writer = None
                 self._lost(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
@@ -97,28 +97,6 @@ async def test_the_commit_is_synchronous(database_url: str) -> None:
     row = await (await writer.connection.execute("SHOW synchronous_commit")).fetchone()
     await writer.close()
     assert row == ("on",)
-
-
-async def test_answers_are_sent_before_the_next_batch_is_made(database_url: str, db: psycopg.Connection[Any]) -> None:
-    order: list[str] = []
-
-    class Noting(list[str]):
-        def __iter__(self) -> Iterator[str]:
-            order.append("next batch")
-            return super().__iter__()
-
-    async def publish(receiver: Receiver) -> None:
-        await receiver.receive(columns(event("a")), 1, "r")
-        asyncio.get_running_loop().call_soon(order.append, "answer sent")  # as a connection of ours sends it
-
-    async with receiving(database_url) as (receiver, _):
-        with db.transaction():
-            db.execute("LOCK TABLE outbox IN SHARE MODE")
-            first = asyncio.create_task(publish(receiver))
-            await asyncio.to_thread(until_blocked, database_url, "command")
-            second = asyncio.create_task(receiver.receive(Events(Noting(["b"]), ["t"], ["s"], [b"{}"], [0]), 1, "r"))
-        await asyncio.gather(first, second)
-    assert order == ["answer sent", "next batch"]
 
 
 async def test_requests_that_wait_are_committed_together(database_url: str, db: psycopg.Connection[Any]) -> None:
