@@ -16,6 +16,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg.rows import TupleRow
+from psycopg.types.numeric import Int2, Int4
 
 from chronicle import arrays, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway, InvalidRequest, Overloaded, SchemaBehind
@@ -23,6 +24,7 @@ from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
 from command import metrics
+from command.statement import Statement
 
 BATCH_EVENTS = 2000
 """Requests are committed together up to so many events. To read what happened to one of them, or to project some of
@@ -236,6 +238,7 @@ class Writer:
     def __init__(self, connection: psycopg.AsyncConnection[TupleRow], lane: int) -> None:
         self.connection = connection
         self.lane = lane
+        self._record_received = Statement(connection, RECORD_RECEIVED)
 
     @classmethod
     async def open(cls, url: str) -> Writer:
@@ -250,6 +253,7 @@ class Writer:
 
     async def close(self) -> None:
         """Gives connection and lane back."""
+        self._record_received.close()
         await self.connection.close()
 
     async def record_received(self, batch_id: UUID, events: Events, requests: Sequence[tuple[str, int]] = ()) -> None:
@@ -262,12 +266,11 @@ class Writer:
         tally = Counter(events.topics)
         event_uuids = arrays.uuids(events.event_ids)
         with database.ours():
-            await self.connection.execute(
-                RECORD_RECEIVED,
+            await self._record_received.execute(
                 {
                     "batch_id": batch_id,
-                    "lane": self.lane,
-                    "event_count": len(events),
+                    "lane": Int2(self.lane),
+                    "event_count": Int4(len(events)),
                     "event_ids": None if event_uuids else arrays.TextArray(events.event_ids),
                     "event_uuids": event_uuids,
                     "topics": arrays.TextArray(events.topics),
@@ -278,6 +281,5 @@ class Writer:
                     "counts": arrays.IntArray(tally.values()),
                     "request_ids": arrays.TextArray(request_id for request_id, _ in requests),
                     "request_sizes": arrays.IntArray(size for _, size in requests),
-                },
-                prepare=True,
+                }
             )

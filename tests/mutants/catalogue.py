@@ -29,7 +29,7 @@ WORKER, OUTBOX = "projector/worker.py", "projector/outbox.py"
 SEQUENCER = "projector/sequencer.py"
 
 COMMIT = "                await current.record_received(batch_id, events, parts)\n"
-END_OF_RECORD_RECEIVED = "                prepare=True,\n            )\n"
+END_OF_RECORD_RECEIVED = "for _, size in requests),\n                }\n            )\n"
 END_OF_PROJECT = "    return list(claimed)\n\n\ndef project_apart"
 WITHOUT_COUNTERS = '.rsplit("INSERT INTO stats", 1)[0] + "SELECT FROM tally"'
 
@@ -84,9 +84,7 @@ MUTANTS = (
     Mutant(
         "received events counted outside the transaction",
         (
-            Edit(
-                RECEIVE, "                RECORD_RECEIVED,\n", f"                RECORD_RECEIVED{WITHOUT_COUNTERS},\n"
-            ),
+            Edit(RECEIVE, "(connection, RECORD_RECEIVED)", f"(connection, RECORD_RECEIVED{WITHOUT_COUNTERS})"),
             Edit(RECEIVE, END_OF_RECORD_RECEIVED, END_OF_RECORD_RECEIVED + COUNT_RECEIVED),
         ),
         (
