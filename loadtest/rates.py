@@ -24,7 +24,7 @@ from loadtest.report import medians
 from tests.servers import ROOT, Stack, eventually
 
 FLOOR_ROWS = 700
-TURNS = 5
+TURNS = 3
 
 
 @dataclass(frozen=True)

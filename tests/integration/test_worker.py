@@ -17,7 +17,7 @@ from servers import eventually
 from chronicle import broker, database
 from chronicle.errors import DatabaseAway
 from chronicle.ledger import new_batch_id
-from command.dispatch import MANY_EVENTS, Dispatcher
+from command.dispatch import MANY_EVENTS, SOME_EVENTS, Dispatcher
 from projector import outbox
 from projector.worker import Worker
 
@@ -291,6 +291,23 @@ async def test_many_events_do_not_wait_for_the_next_round(
     for events, tickets in (1, 1), (MANY_EVENTS, 2), (MANY_EVENTS - 1, 2), (1, 4):
         dispatcher.add(new_batch_id(), events)
         await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
+    running.cancel()
+    await asyncio.wait([running])
+    await dispatcher.close()
+
+
+async def test_some_events_wait_twice_as_long_as_few(
+    monkeypatch: pytest.MonkeyPatch, client: redis.Redis, database_url: str, queue: str
+) -> None:
+    monkeypatch.setattr("command.dispatch.ROUND_SECONDS", 1)
+    dispatcher = Dispatcher(database_url, queue)
+    running = asyncio.create_task(dispatcher.send_all())
+    for tickets, events in enumerate((1, SOME_EVENTS - 1, SOME_EVENTS), start=1):
+        dispatcher.add(new_batch_id(), events)
+        await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
+    sent = [int(ticket.partition("-")[0]) for ticket, _ in client.xrange(broker.STREAM)]
+    few, some = sent[1] - sent[0], sent[2] - sent[1]
+    assert 900 <= few < 1800 <= some
     running.cancel()
     await asyncio.wait([running])
     await dispatcher.close()
