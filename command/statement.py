@@ -97,7 +97,7 @@ class Statement:
                 if result is None:
                     self._end()
                     return
-                if result.status == ExecStatus.FATAL_ERROR:
+                if result.status != ExecStatus.COMMAND_OK:
                     self._error = error_from_result(result)
         except psycopg.Error as error:
             self.close()
