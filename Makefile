@@ -28,7 +28,7 @@ lint: $(VENV)/dev.done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Measures everything, for about an hour; make bench ARGS='--only floor,bulk --runs 1' measures a part.
+# Measures everything, for about an hour; make bench ARGS='--only bulk,single --runs 1' measures a part.
 bench: $(VENV)/bench.done
 	@$(BIN)/python -m loadtest $(ARGS)
 

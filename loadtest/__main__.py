@@ -12,8 +12,7 @@ from loadtest.goals import Figures
 from tests.servers import ROOT
 
 PARTS: dict[str, Callable[[Figures, argparse.Namespace], Figures]] = {
-    "floor": lambda _, given: rates.of_floor(given.scale),
-    "bulk": lambda _, given: rates.of_chronicle([rates.BULK, rates.HUNDREDS], given.scale),
+    "bulk": lambda _, given: rates.of_bulk(given.scale),
     "single": lambda _, given: rates.of_single(given.scale),
     "latency": lambda found, given: latency.at_half_load(found, given.scale),
     "afternoon": lambda _, given: rates.of_afternoon([rates.BULK, rates.HUNDREDS], given.scale),
