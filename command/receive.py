@@ -40,7 +40,10 @@ NOT_IN_TIME = "PostgreSQL did not answer in time"
 NOT_STORABLE = "a value that PostgreSQL cannot store"
 
 OVERLOAD_SECONDS = 2
-"""Once the oldest request has waited so long for its batch to begin, others are refused at once."""
+"""Once a request would wait so long for its batch to begin, or the oldest has, others are refused at once."""
+
+SMOOTHED = 8
+"""What a commit takes is an average over about so many."""
 
 MOST_NAMED = 20
 """Requests of a batch that a line of the log names."""
@@ -68,6 +71,8 @@ class Receiver:
         self._settings = settings
         self._committed = committed
         self._queue: deque[Waiting] = deque()
+        self._queued = 0
+        self._commit_seconds = 0.0
         self._arrived = asyncio.Event()
         self._away_since: float | None = None
         self._in_flight = 0
@@ -83,6 +88,7 @@ class Receiver:
         loop = asyncio.get_running_loop()
         waiting = Waiting(events, count, size, request_id, time.monotonic(), loop.create_future())
         self._queue.append(waiting)
+        self._queued += count
         self._arrived.set()
         too_late = loop.call_later(ANSWER_SECONDS, _answer_too_late, waiting)
         try:
@@ -97,10 +103,15 @@ class Receiver:
     def _admit(self, count: int) -> None:
         if self._in_flight + count > self._settings.chronicle_max_in_flight:
             raise Overloaded("too many events are in flight: try again later")
-        if self._queue and time.monotonic() - self._queue[0].since > OVERLOAD_SECONDS:
+        if self._queue and self._wait() > OVERLOAD_SECONDS:
             raise Overloaded("requests wait too long for a commit: try again later")
         if self._away_since and time.monotonic() - self._away_since > PATIENCE_SECONDS:
             raise DatabaseAway
+
+    def _wait(self) -> float:
+        """How many seconds one more request would wait. By the age of the oldest alone too many would be let in: by the
+        time it is old, what came after it is there as well."""
+        return max(time.monotonic() - self._queue[0].since, self._queued / BATCH_EVENTS * self._commit_seconds)
 
     async def run(self) -> None:
         """Commits until cancelled."""
@@ -124,7 +135,12 @@ class Receiver:
             log.warning("database away", error=str(error))
         if now - self._away_since > PATIENCE_SECONDS:
             while self._queue:
-                _resolve([self._queue.popleft()], error)
+                _resolve([self._pop()], error)
+
+    def _pop(self) -> Waiting:
+        first = self._queue.popleft()
+        self._queued -= first.count
+        return first
 
     async def _next(self) -> list[Waiting]:
         """Every request that waits, up to the bounds of a batch; the first one alone may exceed them."""
@@ -138,7 +154,7 @@ class Receiver:
             events, size = events + first.count, size + first.size
             if requests and (events > BATCH_EVENTS or size > self._settings.chronicle_max_body_bytes):
                 break
-            self._queue.popleft()
+            self._pop()
             if not first.done.done():
                 requests.append(first)
         return requests
@@ -172,7 +188,9 @@ class Receiver:
                 self._in_flight += len(events)  # until the next look at the database
                 self._committed(batch_id, len(events))
                 _resolve(requests, None)
-                metrics.received(len(events), len(requests), time.monotonic() - began)
+                took = time.monotonic() - began
+                self._commit_seconds += (took - self._commit_seconds) / SMOOTHED
+                metrics.received(len(events), len(requests), took)
                 return current
 
     async def _commit_apart(

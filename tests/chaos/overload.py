@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -73,6 +74,10 @@ class Line(asyncio.Protocol):
         async with asyncio.timeout(ANSWER_SECONDS):
             return await self._answer
 
+    def is_open(self) -> bool:
+        """Whether nobody has ended it: the service does where it is idle for long."""
+        return not self._transport.is_closing()
+
     def close(self) -> None:
         """Ends it."""
         self._transport.abort()
@@ -96,7 +101,7 @@ class Load:
         self.statuses[name] = 0
         began = time.monotonic()
         try:
-            line = self._idle.pop() if self._idle else await self._line()
+            line = await self._line()
             head = await line.ask(self._template.replace(b"########", name.encode()))
             status = int(head.split(maxsplit=2)[1])
             (line.close if b"connection: close" in head else lambda: self._idle.append(line))()
@@ -109,6 +114,9 @@ class Load:
         return status, took
 
     async def _line(self) -> Line:
+        while self._idle:
+            if (line := self._idle.pop()).is_open():
+                return line
         return (await asyncio.get_running_loop().create_connection(Line, "127.0.0.1", self._port))[1]
 
     async def closed(self, seconds: float) -> None:
@@ -242,7 +250,7 @@ def main() -> int:
     if found:
         print("logs and data:", folder)
         return 1
-    #    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     print("holds")
     return 0
 

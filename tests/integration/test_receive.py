@@ -17,7 +17,7 @@ from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
-from command.receive import BATCH_EVENTS, Receiver, Writer
+from command.receive import BATCH_EVENTS, OVERLOAD_SECONDS, SMOOTHED, Receiver, Writer
 
 Publish = Callable[..., Awaitable[None]]
 
@@ -173,6 +173,29 @@ async def test_too_much_in_flight_is_refused(database_url: str) -> None:
         await receiver.receive(columns(event("a")), 1, "r")
         with pytest.raises(Overloaded, match="in flight"):
             await receiver.receive(columns(event("b"), event("c")), 1, "r")
+
+
+SLOW_COMMITS = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END';
+CREATE TRIGGER slow BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION slow()
+"""
+
+
+async def test_more_than_can_be_committed_soon_is_refused_at_once(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    db.execute(SLOW_COMMITS)
+    full = columns(*map(event, map(str, range(BATCH_EVENTS))))
+    async with receiving(database_url) as (receiver, _):
+        await receiver.receive(columns(event("a")), 1, "r")
+        waiting = {asyncio.create_task(receiver.receive(full, 1, "r")) for _ in range(100)}
+        refused, let_in = await asyncio.wait(waiting, timeout=0.2)
+        for request in let_in:
+            request.cancel()
+    # So far a commit takes half a second / SMOOTHED on average, and requests may wait OVERLOAD_SECONDS.
+    most = round(OVERLOAD_SECONDS / (0.5 / SMOOTHED))
+    assert most * 0.7 < len(let_in) <= most + 1
+    assert {type(request.exception()) for request in refused} == {Overloaded}
 
 
 async def test_without_postgresql_a_request_fails_in_bounded_time() -> None:
