@@ -21,6 +21,11 @@ from chronicle.ledger import RECORD_POSITIONS, RECORD_QUEUED
 from projector import metrics
 from projector.order import AHEAD, HAVE_ENDED, announce
 
+SESSION = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+"""What a session sets to project in. Each statement is about a few batches or keys, found by an index however large the
+tables are, so it is planned once; PostgreSQL would plan many of them anew each time, for a third of what a small
+projection takes."""
+
 CLAIM = """
 WITH held AS (
     SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE

@@ -17,7 +17,7 @@ from chronicle.errors import ChronicleError, DatabaseAway
 from projector import heartbeat, metrics, outbox
 from projector.heartbeat import Heartbeat
 from projector.outbox import MOST_TICKETS, Batch
-from projector.projection import abandon, project, project_apart
+from projector.projection import SESSION, abandon, project, project_apart
 
 SWEEP_SECONDS = 2.0
 """How often a busy worker looks for overdue batches, and any worker for tickets that others left."""
@@ -149,7 +149,7 @@ class Worker:
 
     def _connect(self) -> psycopg.Connection[Any]:
         if self._connection is None:
-            connection = database.connect(self._database_url, "projector")
+            connection = database.connect(self._database_url, "projector", **SESSION)
             with database.ours():
                 row = connection.execute(*database.lane_query(0)).fetchone()
             if row is None:
