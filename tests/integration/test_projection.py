@@ -15,7 +15,6 @@ from chronicle import database
 from chronicle.ledger import RECORD_QUEUED
 from projector.projection import SESSION, project, project_apart
 
-
 PLANS = "SELECT sum(custom_plans)::int, sum(generic_plans)::int FROM pg_prepared_statements"
 SCANS = """
 SELECT coalesce(sum(seq_scan), 0)::int FROM pg_stat_xact_user_tables
