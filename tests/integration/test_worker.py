@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -73,6 +74,20 @@ async def dispatch(database_url: str, queue: str, batch_ids: list[UUID]) -> bool
     sent = await dispatcher.send(batch_ids) and await dispatcher.record_queued(batch_ids)
     await dispatcher.close()
     return sent
+
+
+@asynccontextmanager
+async def dispatching(database_url: str, queue: str) -> AsyncIterator[Dispatcher]:
+    """A dispatcher at work."""
+    dispatcher = Dispatcher(database_url, queue)
+    running = [asyncio.create_task(part) for part in (dispatcher.send_all(), dispatcher.record_all())]
+    try:
+        yield dispatcher
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+        await dispatcher.close()
 
 
 HELD_NUMBERS = """
@@ -286,47 +301,34 @@ async def test_many_events_do_not_wait_for_the_next_round(
     monkeypatch: pytest.MonkeyPatch, client: redis.Redis, database_url: str, queue: str
 ) -> None:
     monkeypatch.setattr("command.dispatch.ROUND_SECONDS", 3600)
-    dispatcher = Dispatcher(database_url, queue)
-    running = asyncio.create_task(dispatcher.send_all())
-    for events, tickets in (1, 1), (MANY_EVENTS, 2), (MANY_EVENTS - 1, 2), (1, 4):
-        dispatcher.add(new_batch_id(), events)
-        await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
-    running.cancel()
-    await asyncio.wait([running])
-    await dispatcher.close()
+    async with dispatching(database_url, queue) as dispatcher:
+        for events, tickets in (1, 1), (MANY_EVENTS, 2), (MANY_EVENTS - 1, 2), (1, 4):
+            dispatcher.add(new_batch_id(), events)
+            await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
 
 
 async def test_some_events_wait_twice_as_long_as_few(
     monkeypatch: pytest.MonkeyPatch, client: redis.Redis, database_url: str, queue: str
 ) -> None:
     monkeypatch.setattr("command.dispatch.ROUND_SECONDS", 1)
-    dispatcher = Dispatcher(database_url, queue)
-    running = asyncio.create_task(dispatcher.send_all())
-    for tickets, events in enumerate((1, SOME_EVENTS - 1, SOME_EVENTS), start=1):
-        dispatcher.add(new_batch_id(), events)
-        await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
+    async with dispatching(database_url, queue) as dispatcher:
+        for tickets, events in enumerate((1, SOME_EVENTS - 1, SOME_EVENTS), start=1):
+            dispatcher.add(new_batch_id(), events)
+            await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
     sent = [int(ticket.partition("-")[0]) for ticket, _ in client.xrange(broker.STREAM)]
     few, some = sent[1] - sent[0], sent[2] - sent[1]
     assert 900 <= few < 1800 <= some
-    running.cancel()
-    await asyncio.wait([running])
-    await dispatcher.close()
 
 
 async def test_a_batch_that_no_worker_takes_is_queued_all_the_same(
     client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
-    dispatcher = Dispatcher(database_url, queue)
-    running = [asyncio.create_task(part) for part in (dispatcher.send_all(), dispatcher.record_all())]
     [batch_id] = await receive(database_url, [event("a"), event("b")])
-    dispatcher.add(batch_id, 2)
     queued = "SELECT coalesce(sum(queued), 0) FROM stats"
-    await asyncio.to_thread(eventually, lambda: database.value(db, queued) == 2)
-    assert client.xlen(broker.STREAM) == 1
-    for task in running:
-        task.cancel()
-    await asyncio.wait(running)
-    await dispatcher.close()
+    async with dispatching(database_url, queue) as dispatcher:
+        dispatcher.add(batch_id, 2)
+        await asyncio.to_thread(eventually, lambda: database.value(db, queued) == 2)
+        assert client.xlen(broker.STREAM) == 1
 
 
 async def test_without_redis_events_are_accepted_and_projected(
