@@ -16,22 +16,13 @@ from chronicle.ledger import RECORD_QUEUED
 from projector.projection import SESSION, project, project_apart
 
 PLANS = "SELECT sum(custom_plans)::int, sum(generic_plans)::int FROM pg_prepared_statements"
-SCANS = """
-SELECT coalesce(sum(seq_scan), 0)::int FROM pg_stat_xact_user_tables
-WHERE relname IN ('facts', 'outbox', 'processed_events')
-"""
 
 
-async def test_a_projection_is_planned_once_and_reads_no_table_whole(
-    database_url: str, db: psycopg.Connection[Any]
-) -> None:
+async def test_a_projection_is_planned_once(database_url: str) -> None:
     batch_ids = await receive(database_url, *([event(f"{n}"), event("same")] for n in range(3)))
-    db.execute("ANALYZE")  # tables so small would be read whole
     with database.connect(database_url, "projector", **SESSION) as worker:
         for batch_id in batch_ids:
-            with worker.transaction():
-                assert project(worker, [batch_id], 0) == [batch_id]
-                assert database.value(worker, SCANS) == 0
+            assert project(worker, [batch_id], 0) == [batch_id]
         custom, generic = worker.execute(PLANS).fetchall()[0]
     assert (custom, generic > 0) == (0, True)
 

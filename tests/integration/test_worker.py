@@ -129,6 +129,18 @@ async def test_a_ticket_leads_to_its_batch_and_is_gone_afterwards(
     assert database.value(db, queued) == 2
 
 
+async def test_a_worker_reads_no_table_whole_however_small(
+    worker: Worker, database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    await receive(database_url, *([event(f"{n}"), event("same")] for n in range(3)))
+    db.execute("ANALYZE")
+    run_until_idle(worker, db)
+    worker.close()  # which tells its statistics
+    told = "SELECT {}::int FROM pg_stat_user_tables WHERE relname = '{}'"
+    assert eventually(lambda: database.value(db, told.format("n_tup_ins", "processed_events"))) == 4
+    assert [database.value(db, told.format("seq_scan", name)) for name in ("facts", "processed_events")] == [0, 0]
+
+
 async def test_a_ticket_is_acknowledged_after_the_commit(
     worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
