@@ -121,7 +121,7 @@ def test_the_loss_can_be_accepted(server: Postgres, queue: str) -> None:
     ):
         assert publish(command, "may be lost") == 200
         for client in (command, query):
-            assert client.get("/ready").status_code == 200
+            eventually(lambda client=client: said(client, 200), timeout=15)
     assert [entry["off"] for entry in logged if entry["log_level"] == "critical"] == [["fsync"]]
 
 
