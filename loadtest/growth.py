@@ -1,8 +1,8 @@
 """Growth: rates, reads, disk and memory where a hundredth of the events is stored, and where all of them are.
 
 The events come through POST /publish like any others. Each round measures a ChronicleWeaver with few events and the one
-with all of them in turn: a minute later the machine may be another. Five rounds are about what lies between two
-checkpoints of PostgreSQL, after each of which it writes whole pages for a while.
+with all of them in turns, each with as much less to send: a minute later the machine may be another. Five rounds are
+about what lies between two checkpoints of PostgreSQL, after each of which it writes whole pages for a while.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import psycopg
 from chronicle import database
 from loadtest import client, system, workload
 from loadtest.goals import Figures
-from loadtest.rates import BULK, SINGLE, measure
+from loadtest.rates import BULK, SINGLE, TURNS, Shape, measure
 from loadtest.report import medians
 from query import cursor
 from query.events import Place
@@ -50,10 +50,17 @@ def _round(grown: Stack, few: int, scale: float) -> Figures:
             found |= _named(name, _reads(stack))
         for shape in (BULK, SINGLE):
             rate = f"{shape.name} events/s"
-            for name, stack in stacks.items():
-                found[f"{name}: {rate}"] = measure(stack.port, shape, scale, partial(system.settle, stack))[rate]
+            found |= medians([_turn(stacks, shape, scale / TURNS) for _ in range(TURNS)])
             found[f"{rate}, the share that is left"] = found[f"grown: {rate}"] / found[f"small: {rate}"]
         return found | _named("small", system.memory(small))
+
+
+def _turn(stacks: dict[str, Stack], shape: Shape, scale: float) -> Figures:
+    rate = f"{shape.name} events/s"
+    return {
+        f"{name}: {rate}": measure(stack.port, shape, scale, partial(system.settle, stack))[rate]
+        for name, stack in stacks.items()
+    }
 
 
 def _named(name: str, figures: Figures) -> Figures:
