@@ -30,8 +30,8 @@ ROUND_SECONDS = 0.025
 together, for little more than one costs."""
 
 SOME_EVENTS, MOST_ROUNDS = 64, 3
-"""Where so many came in a round, the tickets wait for another one, and so on, up to so many rounds: each projection takes
-from the next commits what they need."""
+"""Where so many came in a round, the tickets wait for another one, and so on, up to so many rounds: each projection
+takes from the next commits what they need."""
 
 MANY_EVENTS = 1000
 """Batches of so many events wait for no others."""
