@@ -40,8 +40,9 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
+        receivers = receiver.run(), receiver.answer_late()
         dispatchers = dispatcher.send_all(), dispatcher.record_all()
-        tasks = {_service(part) for part in (receiver.run(), *dispatchers, watch.run(), load.run())}
+        tasks = {_service(part) for part in (*receivers, *dispatchers, watch.run(), load.run())}
         yield
         while tasks:
             for task in tasks:

@@ -29,12 +29,9 @@ ROUND_SECONDS = 0.025
 """Tickets are sent so long after the last ones at the earliest: small batches are then dispatched, and projected,
 together, for little more than one costs."""
 
-SOME_EVENTS, MOST_ROUNDS = 64, 3
-"""Where so many came in a round, the tickets wait for another one, and so on, up to so many rounds: each projection
-takes from the next commits what they need."""
-
-MANY_EVENTS = 1000
-"""Batches of so many events wait for no others."""
+SOME_EVENTS, MANY_EVENTS = 64, 1000
+"""Where so many came in that time, it is twice as long: a projection then takes from the next commits what they need.
+But batches of many events wait for no others."""
 
 QUEUED_SECONDS = 0.1
 """A batch whose ticket was sent between one and two of these ago gets its QUEUED fact, unless a worker was quicker."""
@@ -82,10 +79,9 @@ class Dispatcher:
                 tickets = batch_ids[start : start + MOST_TICKETS]
                 if await self.send(tickets):
                     self._sent += tickets
-            for rounds in range(1, MOST_ROUNDS + 1):
-                await self._many_come_by(began + rounds * ROUND_SECONDS)
-                if self._events < rounds * SOME_EVENTS:
-                    break
+            await self._many_come_by(began + ROUND_SECONDS)
+            if self._events >= SOME_EVENTS:
+                await self._many_come_by(began + 2 * ROUND_SECONDS)
 
     async def _many_come_by(self, moment: float) -> None:
         """Returns once many events wait, or at this moment of the loop's clock."""

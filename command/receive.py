@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from uuid import UUID
 
 import psycopg
@@ -30,8 +31,15 @@ BATCH_EVENTS = 2000
 """Requests are committed together up to so many events. To read what happened to one of them, or to project some of
 them again, takes longer the more there are, and what a commit costs is little beside so many."""
 
+FEW_EVENTS, TURNS = 32, 2
+"""A commit of fewer events waits so many turns of the event loop at most, while more come in each: of many clients that
+send again once they are answered, the next ones are then in it."""
+
 ANSWER_SECONDS = 10
 """A request that is not committed by then is answered 503; whether it was is then unknown to the client."""
+
+LOOK_SECONDS = 0.1
+"""How often it looks for such requests: a timer for each would cost a small one a thirtieth of what all of it does."""
 
 PATIENCE_SECONDS = 5
 """How long a batch is tried again, and requests wait for a lost PostgreSQL, before they are answered 503."""
@@ -71,6 +79,7 @@ class Receiver:
         self._settings = settings
         self._committed = committed
         self._queue: deque[Waiting] = deque()
+        self._committing: list[Waiting] = []
         self._queued = 0
         self._commit_seconds = 0.0
         self._arrived = asyncio.Event()
@@ -85,16 +94,12 @@ class Receiver:
         """
         count = len(events)
         self._admit(count)
-        loop = asyncio.get_running_loop()
-        waiting = Waiting(events, count, size, request_id, time.monotonic(), loop.create_future())
+        done = asyncio.get_running_loop().create_future()
+        waiting = Waiting(events, count, size, request_id, time.monotonic(), done)
         self._queue.append(waiting)
         self._queued += count
         self._arrived.set()
-        too_late = loop.call_later(ANSWER_SECONDS, _answer_too_late, waiting)
-        try:
-            await waiting.done
-        finally:
-            too_late.cancel()
+        await done
 
     def set_in_flight(self, events: int) -> None:
         """How many events all of the system has in flight, as last seen."""
@@ -127,6 +132,13 @@ class Receiver:
                 self._lost(error)
                 await asyncio.sleep(0.2)
 
+    async def answer_late(self) -> None:
+        """Answers what waits for too long, whatever a commit is doing, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            late = takewhile(_waits_too_long, chain(self._committing, self._queue))
+            _resolve(late, DatabaseAway(NOT_IN_TIME))
+
     def _lost(self, error: ChronicleError) -> None:
         """PostgreSQL cannot be reached: waiting requests are kept for a while, then refused."""
         now = time.monotonic()
@@ -147,6 +159,7 @@ class Receiver:
         while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()
+        await self._let_come()
         requests: list[Waiting] = []
         events = size = 0
         while self._queue:
@@ -157,7 +170,16 @@ class Receiver:
             self._pop()
             if not first.done.done():
                 requests.append(first)
+        self._committing = requests
         return requests
+
+    async def _let_come(self) -> None:
+        before = 0
+        for _ in range(TURNS):
+            if self._queued >= FEW_EVENTS or len(self._queue) == before:
+                break
+            before = len(self._queue)
+            await asyncio.sleep(0)
 
     async def _commit(self, writer: Writer, requests: list[Waiting]) -> Writer | None:
         """Commits the requests as one batch and answers them; gives back the writer while it is usable."""
@@ -212,11 +234,11 @@ class Receiver:
         return writer
 
 
-def _answer_too_late(waiting: Waiting) -> None:
-    _resolve([waiting], DatabaseAway(NOT_IN_TIME))
+def _waits_too_long(request: Waiting) -> bool:
+    return time.monotonic() - request.since > ANSWER_SECONDS
 
 
-def _resolve(requests: list[Waiting], error: Exception | None) -> None:
+def _resolve(requests: Iterable[Waiting], error: Exception | None) -> None:
     for request in requests:
         if request.done.done():
             continue

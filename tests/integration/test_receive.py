@@ -17,7 +17,7 @@ from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
-from command.receive import BATCH_EVENTS, OVERLOAD_SECONDS, SMOOTHED, Receiver, Writer
+from command.receive import BATCH_EVENTS, FEW_EVENTS, NOT_IN_TIME, OVERLOAD_SECONDS, SMOOTHED, Receiver, Writer
 
 Publish = Callable[..., Awaitable[None]]
 
@@ -26,7 +26,7 @@ Publish = Callable[..., Awaitable[None]]
 async def receiving(url: str, **settings: Any) -> AsyncIterator[tuple[Receiver, list[UUID]]]:
     committed: list[UUID] = []
     receiver = Receiver(url, Settings(**settings), lambda batch_id, _: committed.append(batch_id))
-    tasks = {asyncio.create_task(receiver.run())}
+    tasks = {asyncio.create_task(part) for part in (receiver.run(), receiver.answer_late())}
     try:
         yield receiver, committed
     finally:
@@ -110,6 +110,34 @@ async def test_requests_that_wait_are_committed_together(database_url: str, db: 
         await asyncio.gather(*waiting)
     assert db.execute("SELECT count(*) FROM received_events").fetchone() == (51,)
     assert len(committed) <= 3
+
+
+async def test_few_events_wait_for_those_that_are_on_their_way(database_url: str) -> None:
+    async with receiving(database_url) as (receiver, committed):
+        await receiver.receive(columns(event("first")), 1, "r")
+        for size, commits in ((1, 1), (FEW_EVENTS - 1, 1), (FEW_EVENTS, 2)):
+            committed.clear()
+            requests = [asyncio.create_task(receiver.receive(columns(event("a")), 1, "r")) for _ in range(size)]
+            await asyncio.sleep(0)
+            requests.append(asyncio.create_task(receiver.receive(columns(event("later")), 1, "r")))
+            await asyncio.gather(*requests)
+            assert len(committed) == commits
+
+
+async def test_what_is_not_committed_in_time_is_answered(
+    monkeypatch: pytest.MonkeyPatch, database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    monkeypatch.setattr("command.receive.ANSWER_SECONDS", 0.2)
+    async with receiving(database_url) as (receiver, committed):
+        with db.transaction():
+            db.execute("LOCK TABLE outbox IN SHARE MODE")
+            requests = [asyncio.create_task(receiver.receive(columns(event("a")), 1, "r"))]
+            await asyncio.to_thread(until_blocked, database_url, "command")
+            requests.append(asyncio.create_task(receiver.receive(columns(event("queued")), 1, "r")))
+            async with asyncio.timeout(5):
+                answers = await asyncio.gather(*requests, return_exceptions=True)
+            assert list(map(str, answers)) == [NOT_IN_TIME, NOT_IN_TIME]
+            assert not committed
 
 
 async def test_a_batch_stays_within_its_bound_unless_one_request_alone_exceeds_it(
