@@ -129,6 +129,7 @@ class Receiver:
                     writer = await self._commit(writer, requests)
             except ChronicleError as error:
                 writer = None
+                _resolve(self._committing, error)
                 self._lost(error)
                 await asyncio.sleep(0.2)
 
@@ -200,7 +201,6 @@ class Receiver:
                     await current.close()
                 current = None
                 if time.monotonic() > deadline or isinstance(error, SchemaBehind):
-                    _resolve(requests, error)
                     raise
                 metrics.RECEIVE_RETRIES.inc()
                 request_ids = [request.request_id for request in requests[:MOST_NAMED]]

@@ -195,6 +195,29 @@ async def test_a_value_that_postgresql_refuses_refuses_its_own_request_alone(
     assert db.execute("SELECT event_id FROM received_events ORDER BY 1").fetchall() == [("a",), ("b",)]
 
 
+REFUSE_THE_BATCH_THEN_END = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+    IF NEW.event_count > 1 THEN RAISE SQLSTATE '22000'; END IF;
+    PERFORM pg_terminate_backend(pg_backend_pid());
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON facts FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+async def test_all_of_a_refused_batch_are_answered_where_postgresql_is_then_lost(
+    monkeypatch: pytest.MonkeyPatch, database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    monkeypatch.setattr("command.receive.PATIENCE_SECONDS", 0)
+    db.execute(REFUSE_THE_BATCH_THEN_END)
+    async with receiving(database_url) as (receiver, _):
+        requests = [receiver.receive(columns(event(name)), 1, "r") for name in ("a", "b", "c")]
+        async with asyncio.timeout(5):
+            answers = await asyncio.gather(*requests, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [DatabaseAway] * 3
+    assert db.execute("SELECT count(*) FROM facts").fetchone() == (0,)
+
+
 async def test_too_much_in_flight_is_refused(database_url: str) -> None:
     async with receiving(database_url, chronicle_max_in_flight=10) as (receiver, _):
         receiver.set_in_flight(9)
