@@ -36,7 +36,7 @@ class UuidArray(list[UUID]):
 
 
 class PackedUuids(bytes):
-    """UUIDs of 16 bytes each, one after the other, that are a uuid[]."""
+    """UUIDs of 16 bytes, each after its length, as they are in a uuid[]."""
 
 
 class IntArray(list[int]):
@@ -47,13 +47,18 @@ class MomentArray(list[int]):
     """Microseconds since 2000-01-01 UTC that are a timestamptz[]."""
 
 
-UUID_TEXT, UUID_BYTES, HYPHENS = 36, 16, (8, 13, 18, 23)
+UUID_TEXT, HYPHENS = 36, (8, 13, 18, 23)
+UUID_LENGTH = "00000010"
+"""What is before each UUID of a uuid[], as hexadecimal digits."""
+
+PACKED_BYTES = 20
 
 
 def uuids(texts: Sequence[str]) -> PackedUuids | None:
     """The texts as UUIDs; None where one of them is not to the character what PostgreSQL writes for a uuid."""
-    joined = "".join(texts)
-    if set(map(len, texts)) != {UUID_TEXT} or any(joined[at::UUID_TEXT].strip("-") for at in HYPHENS):
+    joined = UUID_LENGTH + UUID_LENGTH.join(texts)
+    hyphens = [joined[len(UUID_LENGTH) + at :: len(UUID_LENGTH) + UUID_TEXT] for at in HYPHENS]
+    if set(map(len, texts)) != {UUID_TEXT} or any(each.strip("-") for each in hyphens):
         return None
     digits = joined.replace("-", "")
     try:
@@ -118,7 +123,9 @@ class _TextDumper(_Dumper):
     element = type_oids["text"]
 
     def body(self, obj: TextArray) -> bytes:
-        return _prefixed([text.encode() for text in obj])
+        # Each text once: of the topics and sources of a batch there are few.
+        elements = {text: _prefixed([text.encode()]) for text in set(obj)}
+        return b"".join(map(elements.__getitem__, obj))
 
 
 class _UuidDumper(_Dumper):
@@ -132,8 +139,7 @@ class _PackedUuidsDumper(_Dumper):
     element = type_oids["uuid"]
 
     def dump(self, obj: PackedUuids) -> Buffer:
-        apart = [obj[start : start + UUID_BYTES] for start in range(0, len(obj), UUID_BYTES)]
-        return _array(self.element.oid, len(apart), _prefixed(apart))
+        return _array(self.element.oid, len(obj) // PACKED_BYTES, obj)
 
 
 class _IntDumper(_Dumper):
