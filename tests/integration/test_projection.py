@@ -45,6 +45,14 @@ async def test_the_first_sighting_is_stored_and_later_ones_are_dropped(
     assert db.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
 
 
+async def test_of_batches_that_are_projected_together_the_first_wins(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    batches = await receive(database_url, *[[event("a")]] * 6)
+    project(db, batches[::-1], 0)
+    assert db.execute("SELECT batch_id FROM processed_events").fetchall() == [(min(batches),)]
+
+
 async def test_payloads_are_compared_by_what_they_mean(database_url: str, db: psycopg.Connection[Any]) -> None:
     first, turned = event("a", payload={"x": 1, "y": [2]}), event("a", payload={"y": [2.0], "x": 1.0})
     batches = await receive(database_url, [first], [turned], [event("a", payload={"x": 1, "y": [2, 3]})])
