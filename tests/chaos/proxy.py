@@ -141,13 +141,6 @@ class Proxy:
         self._pairs.add(pair)
         pair.start()
 
-    def judge(self, from_server: bool, chunk: bytes) -> Verdict:
-        """What becomes of a chunk, after waiting as long as the rule of the moment wants."""
-        verdict = self.rule(from_server, chunk)
-        if verdict.wait:
-            self._closed.wait(verdict.wait)
-        return verdict
-
     def ended(self, pair: Pair, *, reset: bool) -> None:
         """A connection is over."""
         self._pairs.discard(pair)
@@ -161,7 +154,8 @@ class Pair:
         self._proxy = proxy
         self._client = client
         self._server = server
-        self._once = threading.Lock()
+        self._once, self._first = threading.Lock(), threading.Lock()
+        self._over = threading.Event()
 
     def start(self) -> None:
         """Begins to forward."""
@@ -169,22 +163,30 @@ class Pair:
             threading.Thread(target=self._forward, args=way, daemon=True).start()
 
     def end(self, *, reset: bool = False) -> None:
-        """Closes both sides, in order or with a reset."""
+        """Ends both sides, in order or with a reset.
+
+        The second of the threads closes them: while one may still read, another socket could get the same number.
+        """
         if not self._once.acquire(blocking=False):
             return
         self._proxy.ended(self, reset=reset)
+        self._over.set()
         for side in (self._client, self._server):
             with suppress(OSError):
                 if reset:
                     side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
                 side.shutdown(socket.SHUT_RDWR)
-            side.close()
 
     def _forward(self, from_server: bool, source: socket.socket, sink: socket.socket) -> None:
         cut = False
         with suppress(OSError):
             while not cut and (chunk := source.recv(CHUNK)):
-                verdict = self._proxy.judge(from_server, chunk)
+                verdict = self._proxy.rule(from_server, chunk)
+                if verdict.wait:
+                    self._over.wait(verdict.wait)
                 sink.sendall(chunk[: verdict.passed])
                 cut = verdict.cut
         self.end(reset=cut)
+        if not self._first.acquire(blocking=False):
+            source.close()
+            sink.close()
