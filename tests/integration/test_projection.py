@@ -178,6 +178,30 @@ async def test_of_two_projections_the_one_behind_waits_at_the_end_of_its_work(
     assert db.execute("SELECT event_id, batch_id, reason FROM dropped_events").fetchall() == [("m", behind, "conflict")]
 
 
+async def test_a_key_that_comes_often_here_and_there_is_no_pair_for_each(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    """It ends within the time that a session has for a statement, where 64 million pairs take many times as long."""
+    ahead, behind = await receive(database_url, [event("a")] * 8000, [event("a")] * 8000)
+    projected: list[UUID] = []
+
+    def project_behind() -> None:
+        with database.connect(database_url, "behind", **SESSION) as connection:
+            projected.extend(project(connection, [behind], 1))
+
+    thread = threading.Thread(target=project_behind)
+    with db.transaction():
+        project(db, [ahead], 0)
+        thread.start()
+        until_blocked(database_url, "behind")
+    thread.join()
+    assert projected == [behind]
+    assert db.execute("SELECT batch_id, count(*) FROM dropped_events GROUP BY 1 ORDER BY 2").fetchall() == [
+        (ahead, 7999),
+        (behind, 8000),
+    ]
+
+
 async def test_who_is_behind_one_that_gives_up_stores_what_they_share(
     database_url: str, db: psycopg.Connection[Any]
 ) -> None:
