@@ -48,17 +48,20 @@ class MomentArray(list[int]):
 
 
 UUID_TEXT, HYPHENS = 36, (8, 13, 18, 23)
-UUID_LENGTH = "00000010"
-"""What is before each UUID of a uuid[], as hexadecimal digits."""
+LENGTH_OF_UUID = "00000010"
+"""What stands before each UUID of a uuid[], as hexadecimal digits."""
 
 PACKED_BYTES = 20
+"""A UUID and its length."""
 
 
 def uuids(texts: Sequence[str]) -> PackedUuids | None:
     """The texts as UUIDs; None where one of them is not to the character what PostgreSQL writes for a uuid."""
-    joined = UUID_LENGTH + UUID_LENGTH.join(texts)
-    hyphens = [joined[len(UUID_LENGTH) + at :: len(UUID_LENGTH) + UUID_TEXT] for at in HYPHENS]
-    if set(map(len, texts)) != {UUID_TEXT} or any(each.strip("-") for each in hyphens):
+    if set(map(len, texts)) != {UUID_TEXT}:
+        return None
+    joined = LENGTH_OF_UUID + LENGTH_OF_UUID.join(texts)
+    size = len(LENGTH_OF_UUID)
+    if any(joined[size + at :: size + UUID_TEXT].strip("-") for at in HYPHENS):
         return None
     digits = joined.replace("-", "")
     try:
