@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -55,9 +56,7 @@ def rebuild(url: str) -> None:
     The services go on; they wait only while the last few facts are replayed and the tables change places. Raises
     ChronicleError where another rebuild runs, or where the services leave no moment for the swap.
     """
-    with database.connect(url, "rebuild", statement_timeout="0") as connection, database.ours():
-        if not database.value(connection, "SELECT pg_try_advisory_lock(%s)", [REBUILD_LOCK]):
-            raise ChronicleError("another rebuild is running")
+    with database.connect(url, "rebuild", statement_timeout="0") as connection, database.ours(), _alone(connection):
         _make_tables(connection)
         since = database.value(connection, "SELECT clock_timestamp() - interval '10 minutes'")
         _replay(connection, "-infinity")
@@ -65,6 +64,19 @@ def rebuild(url: str) -> None:
         _exclusively(connection, lambda: _swap(connection, since))
         for table in READ_MODELS:
             connection.execute(f"ANALYZE {table}")
+
+
+@contextmanager
+def _alone(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """While no other rebuild runs. PostgreSQL ends a session some time after it was closed, and its lock with it: for
+    so long the next rebuild would be refused."""
+    if not database.value(connection, "SELECT pg_try_advisory_lock(%s)", [REBUILD_LOCK]):
+        raise ChronicleError("another rebuild is running")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s)", [REBUILD_LOCK])
 
 
 def _make_tables(connection: psycopg.Connection[Any]) -> None:

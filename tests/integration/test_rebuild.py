@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import psycopg
@@ -119,6 +120,20 @@ async def test_what_an_interrupted_rebuild_left_is_in_nobodys_way(
 async def test_a_second_rebuild_at_the_same_time_is_refused(database_url: str, db: psycopg.Connection[Any]) -> None:
     db.execute("SELECT pg_advisory_lock(%s)", [rebuild.REBUILD_LOCK])
     with pytest.raises(ChronicleError, match="another rebuild"):
+        rebuild.rebuild(database_url)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_next_rebuild_does_not_wait_for_the_end_of_the_last_ones_session(
+    monkeypatch: pytest.MonkeyPatch, database_url: str, failing: bool
+) -> None:
+    with database.connect(database_url, "rebuild") as lingering, monkeypatch.context() as patched:
+        patched.setattr(database, "connect", lambda *_, **__: nullcontext(lingering))
+        if failing:
+            patched.setattr(rebuild, "READ_MODELS", ["no_such_table"])
+        with pytest.raises(KeyError) if failing else nullcontext():
+            rebuild.rebuild(database_url)
+        patched.undo()
         rebuild.rebuild(database_url)
 
 
