@@ -127,6 +127,11 @@ MUTANTS = (
         ("tests/integration/test_projection.py::test_of_two_projections_the_one_behind_waits_at_the_end_of_its_work",),
     ),
     Mutant(
+        "the last of a projection wins",
+        (Edit(PROJECTION, "own.topic, own.batch_id, own.position\n", "own.topic, own.batch_id DESC, own.position\n"),),
+        ("tests/integration/test_projection.py::test_of_batches_that_are_projected_together_the_first_wins",),
+    ),
+    Mutant(
         "a conflict judged by an old snapshot",
         (
             Edit(
