@@ -121,18 +121,20 @@ LIMIT 256
 """
 
 WAITING = """
-SELECT batch_id, event_count, attempts, extract(epoch FROM clock_timestamp() - received_at)::float8 FROM outbox
+SELECT batch_id, event_count, attempts, extract(epoch FROM statement_timestamp() - received_at)::float8 AS age
+FROM outbox
 WHERE batch_id = ANY (%(batch_ids)s::uuid[])
-ORDER BY received_at
+ORDER BY age DESC
 """
+"""A plan that was made while the outbox was empty stays while a backlog comes. So here is no order that an index has,
+and no join below: with either PostgreSQL read all that waits."""
 
 COUNT_ATTEMPT = """
 WITH held AS (
     SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE
 )
-UPDATE outbox SET attempts = attempts + 1 FROM held WHERE outbox.batch_id = held.batch_id
-RETURNING outbox.batch_id, outbox.event_count, outbox.attempts,
-          extract(epoch FROM clock_timestamp() - outbox.received_at)::float8
+UPDATE outbox SET attempts = attempts + 1 WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM held))
+RETURNING batch_id, event_count, attempts, extract(epoch FROM clock_timestamp() - received_at)::float8
 """
 
 FORGIVE_ATTEMPT = """

@@ -30,7 +30,7 @@ CLAIM = """
 WITH held AS (
     SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE
 )
-DELETE FROM outbox USING held WHERE outbox.batch_id = held.batch_id RETURNING outbox.batch_id, outbox.event_count
+DELETE FROM outbox WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM held)) RETURNING batch_id, event_count
 """
 
 INSERT_FIRST_SIGHTINGS = f"""

@@ -88,11 +88,12 @@ class Sequencer:
 TAKE_TURN = f"SELECT pg_advisory_xact_lock({SEQUENCE_LOCK})"
 
 SEQUENCE = f"""
-WITH oldest AS (
-    SELECT fact_id FROM unsequenced ORDER BY fact_id LIMIT {MOST_FACTS}
-), taken AS (
-    DELETE FROM unsequenced USING oldest WHERE unsequenced.fact_id = oldest.fact_id
-    RETURNING unsequenced.fact_id, unsequenced.batch_id, unsequenced.attempt
+WITH taken AS (
+    DELETE FROM unsequenced
+    WHERE fact_id <= (
+        SELECT max(fact_id) FROM (SELECT fact_id FROM unsequenced ORDER BY fact_id LIMIT {MOST_FACTS}) AS oldest
+    )
+    RETURNING fact_id, batch_id, attempt
 )
 INSERT INTO stream (fact_id, batch_id, attempt) SELECT fact_id, batch_id, attempt FROM taken ORDER BY fact_id
 """

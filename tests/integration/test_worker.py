@@ -20,6 +20,7 @@ from chronicle.errors import DatabaseAway
 from chronicle.ledger import new_batch_id
 from command.dispatch import MANY_EVENTS, SOME_EVENTS, Dispatcher
 from projector import outbox
+from projector.projection import SESSION, project
 from projector.worker import Worker
 
 
@@ -139,6 +140,27 @@ async def test_a_worker_reads_no_table_whole_however_small(
     told = "SELECT {}::int FROM pg_stat_user_tables WHERE relname = '{}'"
     assert eventually(lambda: database.value(db, told.format("n_tup_ins", "processed_events"))) == 4
     assert [database.value(db, told.format("seq_scan", name)) for name in ("facts", "processed_events")] == [0, 0]
+
+
+async def test_what_was_prepared_for_an_empty_outbox_reads_no_more_than_it_takes_of_a_full_one(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    """ANALYZE found nothing in its pages, which is so in quiet times, and a plan stays while a backlog comes."""
+
+    def take(batch_ids: list[UUID]) -> None:
+        assert list(outbox.waiting(session, batch_ids)) == batch_ids
+        assert outbox.count_attempt(session, batch_ids).keys() == set(batch_ids)
+        assert project(session, batch_ids, 0) == sorted(batch_ids)
+        session.execute("SELECT pg_stat_force_next_flush()")
+
+    told = "SELECT sum(idx_tup_read)::int FROM pg_stat_user_indexes WHERE relname = 'outbox'"
+    with database.connect(database_url, "test", **SESSION) as session:
+        take(await receive(database_url, *([event(f"{n}")] for n in range(50))))
+        db.execute("ANALYZE outbox")
+        take(await receive(database_url, [event("a")]))
+        before = database.value(db, told)
+        take((await receive(database_url, *([event(f"b{n}")] for n in range(300))))[-5:])
+        assert 5 * 5 <= database.value(db, told) - before < 5 * 10
 
 
 async def test_a_ticket_is_acknowledged_after_the_commit(
