@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from typing import Annotated, NoReturn
@@ -102,6 +103,18 @@ def decode(body: bytes, max_events: int) -> Events:
     if (usual := _usual(body)) and len(usual) <= max_events:
         return usual
     try:
+        return _closely(body, max_events)
+    except msgspec.DecodeError as error:
+        if not payloads.storable(body):
+            # msgspec calls half a surrogate pair malformed JSON and no more; a NUL is refused by its place.
+            with suppress(msgspec.DecodeError):
+                _closely(payloads.with_nul_for_half_pairs(body), max_events)
+        raise InvalidRequest("json_invalid", ["body"], str(error)) from None
+
+
+def _closely(body: bytes, max_events: int) -> Events:
+    """Like `decode`, for any body; raises msgspec.DecodeError where it is not JSON."""
+    try:
         body.decode()
         found = _decode_body(body).events
     except UnicodeDecodeError:
@@ -110,11 +123,6 @@ def decode(body: bytes, max_events: int) -> Events:
         raise InvalidRequest("json_invalid", ["body"], payloads.TOO_DEEP) from None
     except msgspec.ValidationError as error:
         raise _explained(str(error), ["body"]) from None
-    except msgspec.DecodeError as error:
-        if not payloads.storable(body):
-            # msgspec calls half a surrogate pair malformed JSON and no more; a NUL is refused by its place.
-            decode(payloads.with_nul_for_half_pairs(body), max_events)
-        raise InvalidRequest("json_invalid", ["body"], str(error)) from None
     if len(found) > max_events:
         raise TooLarge("too_many_events", ["body", "events"], f"at most {max_events} events a request")
     return _columns(

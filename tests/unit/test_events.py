@@ -191,6 +191,14 @@ def test_half_a_surrogate_pair_is_refused_by_its_place(field: str) -> None:
     assert refusal(body(GOOD, GOOD | {field: value}))[0] == f"body.events.1.{field}"
 
 
+@pytest.mark.parametrize("text", [r"x\u0000", r"x\ud800", r"\ud80\\" * 2000])
+@pytest.mark.parametrize("malformed", ["Infinity", "tru", '"\\q"'])
+def test_malformed_json_is_refused_as_such_whatever_else_it_has(text: str, malformed: str) -> None:
+    content = body(GOOD | {"source": "TEXT", "event_id": "MALFORMED"}).decode()
+    place, message = refusal(content.replace("TEXT", text).replace('"MALFORMED"', malformed).encode())
+    assert (place, message.split(":")[0]) == ("body", "JSON is malformed")
+
+
 def test_too_many_events_name_the_limit() -> None:
     with pytest.raises(TooLarge, match="at most 2 events"):
         decode(body(GOOD, GOOD, GOOD), 2)
