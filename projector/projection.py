@@ -32,6 +32,7 @@ WITH held AS (
 )
 DELETE FROM outbox WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM held)) RETURNING batch_id, event_count
 """
+"""No join with what is held, as in projector/outbox.py: it could read all that waits."""
 
 INSERT_FIRST_SIGHTINGS = f"""
 WITH ahead AS MATERIALIZED ({AHEAD}), won AS (
