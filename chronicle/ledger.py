@@ -17,10 +17,14 @@ RECORD_POSITIONS = 65_536
 
 
 def new_batch_id() -> UUID:
-    """A UUID of version 7 (RFC 9562): it begins with the time, so that new batches land side by side in an index."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = milliseconds << 80 | secrets.randbits(80)
-    return UUID(int=value & ~(0xF << 76 | 0x3 << 62) | 7 << 76 | 2 << 62)
+    """A UUID of version 7 that begins with the time: ids are in the order in which batches were made.
+
+    After the milliseconds come 12 bits of the millisecond's fraction, steps of 0.25 microseconds (RFC 9562, section
+    6.2, method 3), for a millisecond has room for two batches. New batches land side by side in an index.
+    """
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    fraction = (rest << 12) // 1_000_000
+    return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62))
 
 
 RECORD_QUEUED = """
