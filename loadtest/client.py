@@ -103,12 +103,18 @@ def send(
             waits_for_time = rate is not None and free and sent < len(requests)
             for key, events in selector.select(begun + sent / rate - now if waits_for_time and rate else None):
                 connection = key.data
-                if connection.proceed(events):
-                    latencies[connection.number] = time.monotonic() - connection.since
+                if not connection.proceed(events):
+                    continue
+                now = time.monotonic()
+                latencies[connection.number] = now - connection.since
+                if answered:
+                    answered(connection.number)
+                if rate is None and sent < len(requests):
+                    connection.send(sent, requests[sent], now)
+                    sent += 1
+                else:
                     free.append(connection)
                     under_way -= 1
-                    if answered:
-                        answered(connection.number)
     return latencies
 
 
