@@ -127,7 +127,7 @@ class _TextDumper(_Dumper):
 
     def body(self, obj: TextArray) -> bytes:
         # Each text once: of the topics and sources of a batch there are few.
-        elements = {text: _prefixed([text.encode()]) for text in set(obj)}
+        elements = {text: _length(len(item)) + item for text in set(obj) for item in (text.encode(),)}
         return b"".join(map(elements.__getitem__, obj))
 
 
