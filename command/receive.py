@@ -31,9 +31,10 @@ BATCH_EVENTS = 2000
 """Requests are committed together up to so many events. To read what happened to one of them, or to project some of
 them again, takes longer the more there are, and what a commit costs is little beside so many."""
 
-FEW_EVENTS, TURNS = 32, 2
-"""A commit of fewer events waits so many turns of the event loop at most, while more come in each: of many clients that
-send again once they are answered, the next ones are then in it."""
+FEW_EVENTS, TURNS, BLIND_TURNS = 32, 4, 2
+"""A commit of fewer events waits some turns of the event loop, TURNS at most: of many clients that send again once they
+are answered, the next requests are then in it. In the BLIND_TURNS after a commit the answers go out and what they bring
+is read; after them it waits while more come in each."""
 
 ANSWER_SECONDS = 10
 """A request that is not committed by then is answered 503; whether it was is then unknown to the client."""
@@ -176,8 +177,8 @@ class Receiver:
 
     async def _let_come(self) -> None:
         before = 0
-        for _ in range(TURNS):
-            if self._queued >= FEW_EVENTS or len(self._queue) == before:
+        for turn in range(TURNS):
+            if self._queued >= FEW_EVENTS or (turn >= BLIND_TURNS and len(self._queue) == before):
                 break
             before = len(self._queue)
             await asyncio.sleep(0)

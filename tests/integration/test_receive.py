@@ -112,13 +112,15 @@ async def test_requests_that_wait_are_committed_together(database_url: str, db: 
     assert len(committed) <= 3
 
 
-async def test_few_events_wait_for_those_that_are_on_their_way(database_url: str) -> None:
+@pytest.mark.parametrize("turns", [1, 2])
+async def test_few_events_wait_for_those_that_are_on_their_way(database_url: str, turns: int) -> None:
     async with receiving(database_url) as (receiver, committed):
         await receiver.receive(columns(event("first")), 1, "r")
         for size, commits in ((1, 1), (FEW_EVENTS - 1, 1), (FEW_EVENTS, 2)):
             committed.clear()
             requests = [asyncio.create_task(receiver.receive(columns(event("a")), 1, "r")) for _ in range(size)]
-            await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
             requests.append(asyncio.create_task(receiver.receive(columns(event("later")), 1, "r")))
             await asyncio.gather(*requests)
             assert len(committed) == commits
