@@ -137,8 +137,7 @@ class Load:
             for number in range(requests):
                 await asyncio.sleep(max(began + number / rate - time.monotonic(), 0))
                 posts.create_task(self.post())
-            sent = requests / (time.monotonic() - began)
-        return sent
+            return requests / (time.monotonic() - began)
 
     async def usual(self) -> float:
         """The median of some single requests, in seconds; infinity where one is not accepted."""
