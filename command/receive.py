@@ -33,8 +33,8 @@ them again, takes longer the more there are, and what a commit costs is little b
 
 FEW_EVENTS, TURNS, BLIND_TURNS = 32, 4, 2
 """A commit of fewer events waits some turns of the event loop, TURNS at most: of many clients that send again once they
-are answered, the next requests are then in it. In the BLIND_TURNS after a commit the answers go out and what they bring
-is read; after them it waits while more come in each."""
+are answered, the next requests are then in it. In the first BLIND_TURNS the answers to the last commit go out, and what
+they bring is read; from then on it waits only while more come in each."""
 
 ANSWER_SECONDS = 10
 """A request that is not committed by then is answered 503; whether it was is then unknown to the client."""
