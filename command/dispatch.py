@@ -29,9 +29,9 @@ ROUND_SECONDS = 0.025
 """Tickets are sent so long after the last ones at the earliest: small batches are then dispatched, and projected,
 together, for little more than one costs."""
 
-SOME_EVENTS, MANY_EVENTS = 64, 1000
-"""Where so many came in that time, it is twice as long: a projection then takes from the next commits what they need.
-But batches of many events wait for no others."""
+FOR_A_SECOND, FOR_A_THIRD, MANY_EVENTS = 64, 400, 1000
+"""Where so many events came in one round, or in two, there is another: each projection takes from the commits beside it
+what they need. But batches of many events wait for no others."""
 
 QUEUED_SECONDS = 0.1
 """A batch whose ticket was sent between one and two of these ago gets its QUEUED fact, unless a worker was quicker."""
@@ -79,9 +79,10 @@ class Dispatcher:
                 tickets = batch_ids[start : start + MOST_TICKETS]
                 if await self.send(tickets):
                     self._sent += tickets
-            await self._many_come_by(began + ROUND_SECONDS)
-            if self._events >= SOME_EVENTS:
-                await self._many_come_by(began + 2 * ROUND_SECONDS)
+            for rounds, enough in enumerate((FOR_A_SECOND, FOR_A_THIRD, MANY_EVENTS), start=1):
+                await self._many_come_by(began + rounds * ROUND_SECONDS)
+                if self._events < enough:
+                    break
 
     async def _many_come_by(self, moment: float) -> None:
         """Returns once many events wait, or at this moment of the loop's clock."""

@@ -14,7 +14,7 @@ import psycopg
 from chronicle import database
 from chronicle.arrays import UuidArray
 
-MOST_TICKETS = 32
+MOST_TICKETS = 64
 MOST_EVENTS = 10_000
 """Events a transaction; one batch alone may have more."""
 

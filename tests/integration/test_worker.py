@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from servers import eventually
 from chronicle import broker, database
 from chronicle.errors import DatabaseAway
 from chronicle.ledger import new_batch_id
-from command.dispatch import MANY_EVENTS, SOME_EVENTS, Dispatcher
+from command.dispatch import FOR_A_SECOND, FOR_A_THIRD, MANY_EVENTS, Dispatcher
 from projector import outbox
 from projector.projection import SESSION, project
 from projector.worker import Worker
@@ -341,17 +342,17 @@ async def test_many_events_do_not_wait_for_the_next_round(
             await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
 
 
-async def test_some_events_wait_twice_as_long_as_few(
+async def test_the_more_events_come_the_longer_they_wait_for_others(
     monkeypatch: pytest.MonkeyPatch, client: redis.Redis, database_url: str, queue: str
 ) -> None:
     monkeypatch.setattr("command.dispatch.ROUND_SECONDS", 1)
     async with dispatching(database_url, queue) as dispatcher:
-        for tickets, events in enumerate((1, SOME_EVENTS - 1, SOME_EVENTS), start=1):
+        for tickets, events in enumerate((1, FOR_A_SECOND - 1, FOR_A_SECOND, FOR_A_THIRD), start=1):
             dispatcher.add(new_batch_id(), events)
             await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
     sent = [int(ticket.partition("-")[0]) for ticket, _ in client.xrange(broker.STREAM)]
-    few, some = sent[1] - sent[0], sent[2] - sent[1]
-    assert 900 <= few < 1800 <= some
+    few, some, more = (later - earlier for earlier, later in pairwise(sent))
+    assert 900 <= few < 1800 <= some < 2800 <= more
 
 
 async def test_a_batch_that_no_worker_takes_is_queued_all_the_same(
