@@ -15,6 +15,8 @@ from chronicle import database
 from chronicle.arrays import UuidArray
 
 MOST_TICKETS = 64
+"""Batches a transaction: small ones of three rounds of the dispatcher fit."""
+
 MOST_EVENTS = 10_000
 """Events a transaction; one batch alone may have more."""
 
