@@ -79,10 +79,11 @@ class Dispatcher:
                 tickets = batch_ids[start : start + MOST_TICKETS]
                 if await self.send(tickets):
                     self._sent += tickets
-            for rounds, enough in enumerate((FOR_A_SECOND, FOR_A_THIRD, MANY_EVENTS), start=1):
-                await self._many_come_by(began + rounds * ROUND_SECONDS)
+            await self._many_come_by(began + ROUND_SECONDS)
+            for rounds, enough in enumerate((FOR_A_SECOND, FOR_A_THIRD), start=2):
                 if self._events < enough:
                     break
+                await self._many_come_by(began + rounds * ROUND_SECONDS)
 
     async def _many_come_by(self, moment: float) -> None:
         """Returns once many events wait, or at this moment of the loop's clock."""
