@@ -40,9 +40,9 @@ WITH ahead AS MATERIALIZED ({AHEAD}), won AS (
     SELECT event_id, topic, source, payload, "timestamp", batch_id, position
     FROM (
         SELECT own.event_id, own.topic, own.source, own.payload, own."timestamp", own.batch_id, own.position,
-               (own.event_id, own.topic) IN (
-                   SELECT unnest(coalesce(event_ids, event_uuids::text[])), unnest(topics)
-                   FROM facts WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM ahead)) AND topics IS NOT NULL
+               own.event_id IN (
+                   SELECT unnest(coalesce(event_ids, event_uuids::text[])) FROM facts
+                   WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM ahead)) AND topics IS NOT NULL
                ) AS is_ahead
         FROM received_events AS own
         WHERE own.batch_id = ANY (%(batch_ids)s::uuid[]) AND own.position BETWEEN %(first)s AND %(last)s
