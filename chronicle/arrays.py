@@ -7,8 +7,9 @@ than all else that is done in Python to project it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, cast
 from uuid import UUID
 
 import psycopg
@@ -43,8 +44,8 @@ class IntArray(list[int]):
     """A list that is an int[]."""
 
 
-class MomentArray(list[int]):
-    """Microseconds since 2000-01-01 UTC that are a timestamptz[]."""
+class MomentArray(list[datetime]):
+    """Moments with an offset that are a timestamptz[]."""
 
 
 UUID_TEXT, HYPHENS = 36, (8, 13, 18, 23)
@@ -92,10 +93,17 @@ def _prefixed(items: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _numbers(size: int, code: str, numbers: Sequence[int]) -> bytes:
-    parts = [size] * (2 * len(numbers))
-    parts[1::2] = numbers
-    return struct.pack(">" + f"i{code}" * len(numbers), *parts)
+def _of_size(size: int, items: Sequence[bytes]) -> bytes:
+    parts = [_length(size)] * (2 * len(items))
+    parts[1::2] = items
+    return b"".join(parts)
+
+
+_dump_moment = cast(
+    Callable[[datetime], bytes],
+    psycopg.adapters.get_dumper_by_oid(type_oids["timestamptz"].oid, Format.BINARY)(datetime).dump,
+)
+"""psycopg's own, in C where it has been compiled."""
 
 
 class _Dumper(Dumper):
@@ -135,7 +143,7 @@ class _UuidDumper(_Dumper):
     element = type_oids["uuid"]
 
     def body(self, obj: UuidArray) -> bytes:
-        return _prefixed([uuid.bytes for uuid in obj])
+        return _of_size(16, [uuid.bytes for uuid in obj])
 
 
 class _PackedUuidsDumper(_Dumper):
@@ -149,14 +157,16 @@ class _IntDumper(_Dumper):
     element = type_oids["int4"]
 
     def body(self, obj: IntArray) -> bytes:
-        return _numbers(4, "i", obj)
+        parts = [4] * (2 * len(obj))
+        parts[1::2] = obj
+        return struct.pack(f">{len(parts)}i", *parts)
 
 
 class _MomentDumper(_Dumper):
     element = type_oids["timestamptz"]
 
     def body(self, obj: MomentArray) -> bytes:
-        return _numbers(8, "q", obj)
+        return _of_size(8, list(map(_dump_moment, obj)))
 
 
 _DUMPERS = {

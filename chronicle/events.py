@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Annotated, NoReturn
 
 import msgspec
@@ -21,9 +21,6 @@ from chronicle.errors import InvalidRequest, TooLarge
 
 EVENT_ID_CHARACTERS, EVENT_ID_BYTES = 512, 1024
 NAME_CHARACTERS, NAME_BYTES = 255, 512
-
-EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-"""Where PostgreSQL counts a timestamptz from, in microseconds."""
 
 
 class Event(Struct, gc=False):
@@ -47,21 +44,21 @@ class _Payload(Struct, gc=False):
 
 class _UsualPayload(Struct, gc=False):
     message: str | UnsetType = UNSET
-    timestamp: datetime = EPOCH
+    timestamp: datetime = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
 class Events:
     """Events as columns, in order; an event's position in a batch is its index here plus one.
 
-    `timestamps` are microseconds since EPOCH; `payloads` are JSON objects as UTF-8.
+    `timestamps` have an offset; `payloads` are JSON objects as UTF-8.
     """
 
     event_ids: list[str] = field(default_factory=list)
     topics: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
-    timestamps: list[int] = field(default_factory=list)
+    timestamps: list[datetime] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.event_ids)
@@ -90,8 +87,6 @@ _ISO_8601 = re.compile(
     r"\d{4}(?:-\d\d-\d\d|\d{4})(?:[Tt ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?(?:[Zz]|[+-]\d\d(?::?\d\d)?)?)?",
     re.ASCII,
 )
-_MICROSECOND = timedelta(microseconds=1)
-_NAIVE_EPOCH = EPOCH.replace(tzinfo=None)
 
 
 def decode(body: bytes, max_events: int) -> Events:
@@ -158,16 +153,15 @@ def _usual(body: bytes) -> Events | None:
     return _columns(found, contents, moments, plain=_is_plain(body))
 
 
-def _usual_times(texts: list[str]) -> list[int]:
-    """Microseconds since EPOCH. Raises ValueError or msgspec.DecodeError where one of the texts is no usual time."""
+def _usual_times(texts: list[str]) -> list[datetime]:
+    """The moments, with an offset. Raises ValueError or msgspec.DecodeError where one of the texts is no usual time."""
     together = ('["' + '","'.join(texts) + '"]').encode() if texts else b"[]"
     if b"\\" in together or b".0000000" in together.translate(_DIGITS):
         raise ValueError("a time to look at closely")
     moments = _decode_usual_times(together)
     if len(moments) != len(texts) or not _EDGES.isdisjoint([moment.year for moment in moments]):
         raise ValueError("a time to look at closely")
-    since = [moment - (EPOCH if moment.tzinfo else _NAIVE_EPOCH) for moment in moments]
-    return [(each.days * 86_400 + each.seconds) * 1_000_000 + each.microseconds for each in since]
+    return [moment if moment.tzinfo else moment.replace(tzinfo=UTC) for moment in moments]
 
 
 def instant(text: str) -> datetime:
@@ -189,7 +183,7 @@ def _is_plain(body: bytes) -> bool:
     return body.isascii() and (b"\\" not in body or b"\\u" not in body)
 
 
-def _columns(found: Sequence[Event], contents: list[bytes], moments: list[int], *, plain: bool) -> Events:
+def _columns(found: Sequence[Event], contents: list[bytes], moments: list[datetime], *, plain: bool) -> Events:
     if not plain:
         for index, event in enumerate(found):
             _check_names(event, index)
@@ -214,9 +208,9 @@ def _check_names(event: Event, index: int) -> None:
             _refuse("string_too_long", index, name, f"at most {limit} bytes of UTF-8")
 
 
-def _timestamp(text: str, index: int) -> int:
+def _timestamp(text: str, index: int) -> datetime:
     try:
-        return (instant(text) - EPOCH) // _MICROSECOND
+        return instant(text)
     except ValueError as error:
         _refuse("datetime_invalid", index, "timestamp", str(error))
 

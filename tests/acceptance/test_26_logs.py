@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from datetime import UTC, datetime
 
 from api import Api, event, fresh
 from servers import Stack, eventually
@@ -20,7 +21,8 @@ MARK = "marked-payload"
 async def record(url: str, topic: str, payloads: list[str]) -> None:
     """Records events that no request could bring in, as one batch, as if validation had let them through."""
     count = len(payloads)
-    events = Events(["same"] * count, [topic] * count, ["s"] * count, [text.encode() for text in payloads], [0] * count)
+    times = [datetime.now(UTC)] * count
+    events = Events(["same"] * count, [topic] * count, ["s"] * count, [text.encode() for text in payloads], times)
     writer = await Writer.open(url)
     await writer.record_received(new_batch_id(), events)
     await writer.close()

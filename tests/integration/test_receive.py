@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -185,7 +186,7 @@ async def test_a_connection_that_is_cut_is_not_an_error(database_url: str, db: p
 async def test_a_value_that_postgresql_refuses_refuses_its_own_request_alone(
     database_url: str, db: psycopg.Connection[Any]
 ) -> None:
-    bad = Events(["nul\0"], ["t"], ["s"], [b"{}"], [0])
+    bad = Events(["nul\0"], ["t"], ["s"], [b"{}"], [datetime.now(UTC)])
     async with receiving(database_url) as (receiver, _):
         answers = await asyncio.gather(
             receiver.receive(columns(event("a")), 1, "r"),
