@@ -12,6 +12,10 @@ COUNTERS = tuple(action.lower() for action in ACTIONS)
 READ_MODELS = ("processed_events", "dropped_events", "failed_events", "fact_topics", "stats")
 """The tables that `chronicle rebuild` makes again from the ledger."""
 
+DROPPED_INDEX = "hashtextextended(event_id, 0)"
+DROPPED_OF_EVENT = f"{DROPPED_INDEX} = hashtextextended(%(event_id)s, 0) AND event_id = %(event_id)s"
+"""Which rows of `dropped_events` speak of an event. An index of whole ids cost bulk three hundredths more."""
+
 RECORD_POSITIONS = 65_536
 """An audit record's id is its fact's id times this, plus the event's position in the batch (which stays below it)."""
 

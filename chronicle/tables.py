@@ -29,7 +29,7 @@ from sqlalchemy import (
     text,
 )
 
-from chronicle.ledger import ACTIONS, COUNTERS, RECORD_POSITIONS
+from chronicle.ledger import ACTIONS, COUNTERS, DROPPED_INDEX, RECORD_POSITIONS
 
 metadata = MetaData()
 KEY = Text(collation="C")
@@ -115,7 +115,7 @@ dropped_events = Table(
     Column("batch_id", Uuid, nullable=False),
     Column("position", Integer, nullable=False),
     Column("reason", Text, nullable=False),
-    PrimaryKeyConstraint("event_id", "topic", "batch_id", "position", name="pk_dropped_events"),
+    Index("ix_dropped_events_event_id", text(DROPPED_INDEX)),
     CheckConstraint("reason IN ('duplicate', 'conflict')", name="ck_dropped_events_reason"),
     comment="A later sighting of a (topic, event_id): where it is in the ledger, and why it was dropped",
 )

@@ -9,7 +9,7 @@ import msgspec
 import psycopg
 from msgspec import Struct
 
-from chronicle.ledger import ACTIONS
+from chronicle.ledger import ACTIONS, DROPPED_OF_EVENT
 from query import cursor
 
 
@@ -101,7 +101,7 @@ BY_TOPIC = NEWEST.format(source="fact_topics", fact_id="fact_id", about="topic =
 BY_EVENT = f"""
 WITH sighted AS MATERIALIZED (
     SELECT batch_id FROM processed_events WHERE event_id = %(event_id)s
-    UNION SELECT batch_id FROM dropped_events WHERE event_id = %(event_id)s
+    UNION SELECT batch_id FROM dropped_events WHERE {DROPPED_OF_EVENT}
     UNION SELECT batch_id FROM failed_events WHERE event_id = %(event_id)s
     UNION SELECT batch_id FROM outbox
 )

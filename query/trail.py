@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from chronicle import openapi, paths
 from chronicle.errors import NotThere
+from chronicle.ledger import DROPPED_OF_EVENT
 from query import models
 from query.events import PAGE_BYTES, Event
 from query.parameters import WHOLE, NamedEvent, NamedTopic
@@ -146,7 +147,8 @@ def _not_there(state: str) -> NotThere:
 TRAIL = f"""
 WITH sighted AS (
     SELECT batch_id, position, 'PROCESSED' AS outcome, NULL AS reason FROM processed_events WHERE {KEY}
-    UNION ALL SELECT batch_id, position, 'DROPPED', reason FROM dropped_events WHERE {KEY}
+    UNION ALL SELECT batch_id, position, 'DROPPED', reason FROM dropped_events
+              WHERE {DROPPED_OF_EVENT} AND topic = %(topic)s
     UNION ALL SELECT batch_id, position, 'FAILED', NULL FROM failed_events WHERE {KEY}
     UNION ALL SELECT f.*, NULL, NULL FROM ({IN_FLIGHT}) AS f
 ), shown AS MATERIALIZED (
