@@ -43,11 +43,12 @@ WITH received AS MATERIALIZED (
     ON CONFLICT (batch_id, action, attempt) DO NOTHING
     RETURNING id, batch_id, recorded_at
 ), tally AS (
-    SELECT q.id, q.batch_id, q.recorded_at, t.topic, count(*)::int AS event_count
+    SELECT q.id, q.batch_id, q.recorded_at, t.topic, t.event_count
     FROM queued q
     JOIN received r ON r.batch_id = q.batch_id
-    CROSS JOIN LATERAL unnest(r.topics) AS t(topic)
-    GROUP BY q.id, q.batch_id, q.recorded_at, t.topic
+    CROSS JOIN LATERAL (
+        SELECT topic, count(*)::int AS event_count FROM (SELECT unnest(r.topics) AS topic) AS each GROUP BY topic
+    ) AS t
 ), indexed AS (
     INSERT INTO fact_topics (topic, action, recorded_at, fact_id, batch_id, event_count)
     SELECT topic, 'QUEUED', recorded_at, id, batch_id, event_count FROM tally

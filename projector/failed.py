@@ -31,7 +31,7 @@ HOLD = f"""
 SELECT position FROM failed_events WHERE batch_id = %(batch_id)s AND {MATCHES} ORDER BY position FOR UPDATE
 """
 
-NEXT_ATTEMPT = "SELECT max(attempt) + 1 FROM facts WHERE batch_id = %s"
+NEXT_ATTEMPT = "SELECT max(attempt) + 1, max(event_count) FROM facts WHERE batch_id = %s"
 
 FORGET = "DELETE FROM failed_events WHERE batch_id = %(batch_id)s AND position = ANY (%(positions)s::int[])"
 
@@ -84,7 +84,7 @@ def retry_batch(
             for winner in insert_apart(connection, batch_id, range(position, position + 1), ahead, errors)
         ]
         if succeeded := [position for position in held if position not in errors]:
-            attempt = database.value(connection, NEXT_ATTEMPT, [batch_id])
-            record_outcome(connection, {batch_id: held[-1]}, worker_id, won, {}, positions=succeeded, attempt=attempt)
+            [(attempt, size)] = connection.execute(NEXT_ATTEMPT, [batch_id])
+            record_outcome(connection, {batch_id: size}, worker_id, won, {}, positions=succeeded, attempt=attempt)
             connection.execute(FORGET, {"batch_id": batch_id, "positions": succeeded})
     return len(held), errors

@@ -11,7 +11,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import compress, count
 from typing import Any
 from uuid import UUID
 
@@ -64,6 +63,10 @@ Keys are looked up in a hash table of theirs (IN), not joined: of a key that com
 each pair.
 """
 
+FATES = {1: "PROCESSED", 2: "DROPPED", 3: "FAILED"}
+"""A byte for each event of a batch says what it became, 0 that the outcome is not about it. Looked up by its place: no
+join, so no plan to get wrong."""
+
 RECORD_OUTCOME = """
 WITH judged AS MATERIALIZED (
     SELECT l.batch_id, l.position, l.event_id, l.topic, l.error,
@@ -74,15 +77,14 @@ WITH judged AS MATERIALIZED (
     FROM (
         SELECT b.batch_id, e.position, e.event_id, e.topic, e.payload,
                %(errors)s::jsonb ->> e.position::text AS error
-        FROM unnest(%(batch_ids)s::uuid[], %(won)s::bytea[]) AS b(batch_id, won)
+        FROM unnest(%(batch_ids)s::uuid[], %(fates)s::bytea[]) AS b(batch_id, fates)
         CROSS JOIN LATERAL (
             SELECT generate_series(1, event_count) AS position,
                    unnest(coalesce(event_ids, event_uuids::text[])) AS event_id, unnest(topics) AS topic,
                    unnest(payloads) AS payload
             FROM facts WHERE facts.batch_id = b.batch_id AND topics IS NOT NULL
         ) AS e
-        WHERE get_byte(b.won, e.position - 1) = 0
-          AND (%(positions)s::int[] IS NULL OR e.position = ANY (%(positions)s))
+        WHERE get_byte(b.fates, e.position - 1) > 1
         ORDER BY e.event_id, e.topic, b.batch_id, e.position
     ) AS l
     LEFT JOIN LATERAL (
@@ -96,15 +98,16 @@ WITH judged AS MATERIALIZED (
 ), abandoned AS (
     INSERT INTO failed_events (event_id, topic, batch_id, position, error)
     SELECT event_id, topic, batch_id, position, error FROM judged WHERE action = 'FAILED'
-), gathered AS (
-    SELECT batch_id, action, array_agg(position ORDER BY position) AS positions,
-           array_agg(position ORDER BY position) FILTER (WHERE reason = 'conflict') AS conflicts,
-           CASE WHEN action = 'FAILED' THEN array_agg(error ORDER BY position) END AS errors
+), named AS (
+    SELECT batch_id, action, positions::int[]
+    FROM unnest(%(named_batch_ids)s::uuid[], %(named_actions)s::text[], %(named_positions)s::text[])
+        AS n(batch_id, action, positions)
+), explained AS (
+    SELECT batch_id, action, array_agg(position ORDER BY position) FILTER (WHERE reason = 'conflict') AS conflicts,
+           array_agg(error ORDER BY position) FILTER (WHERE action = 'FAILED') AS errors
     FROM judged
+    WHERE action = 'FAILED' OR reason = 'conflict'
     GROUP BY batch_id, action
-    UNION ALL
-    SELECT batch_id, 'PROCESSED', positions::int[], NULL, NULL
-    FROM unnest(%(batch_ids)s::uuid[], %(won_positions)s::text[]) AS w(batch_id, positions)
 ), counted AS MATERIALIZED (
     SELECT batch_id, action, topic, count(*)::int AS event_count FROM judged GROUP BY batch_id, action, topic
     UNION ALL
@@ -122,11 +125,12 @@ WITH judged AS MATERIALIZED (
     SELECT c.batch_id, c.action, %(attempt)s::int, greatest(clock_timestamp(), e.recorded_at),
            %(worker_id)s, %(worker_id)s, c.event_count,
            CASE WHEN c.event_count < e.event_count OR c.action = 'FAILED' OR %(attempt)s::int > 0
-                THEN g.positions END,
-           g.conflicts, g.errors
+                THEN n.positions END,
+           x.conflicts, x.errors
     FROM (SELECT batch_id, action, sum(event_count) AS event_count FROM counted GROUP BY batch_id, action) c
     JOIN earlier e ON e.batch_id = c.batch_id
-    JOIN gathered g ON g.batch_id = c.batch_id AND g.action = c.action
+    JOIN named n ON n.batch_id = c.batch_id AND n.action = c.action
+    LEFT JOIN explained x ON x.batch_id = c.batch_id AND x.action = c.action
     RETURNING id, batch_id, action, attempt, recorded_at
 ), unsequenced AS (
     INSERT INTO unsequenced (fact_id, batch_id, attempt)
@@ -276,25 +280,33 @@ def record_outcome(
     for batch_id, topic, these in won:
         winners[batch_id] += these
         counts[batch_id, topic] += len(these)
-    flags = [_flags(batches[batch_id], these) for batch_id, these in winners.items()]
+    fates = {batch_id: _fates(size, winners[batch_id], errors, positions) for batch_id, size in batches.items()}
+    named = [
+        (batch_id, action, [position for position, each in enumerate(these, start=1) if each == fate])
+        for batch_id, these in fates.items()
+        for fate, action in FATES.items()
+        if fate in these
+    ]
     parameters = {
         "batch_ids": UuidArray(batches),
         "worker_id": worker_id,
-        "won": BytesArray(flags),
-        "won_positions": TextArray(f"{{{','.join(map(str, compress(count(1), these)))}}}" for these in flags),
+        "fates": BytesArray(fates.values()),
+        "named_batch_ids": UuidArray(batch_id for batch_id, _, _ in named),
+        "named_actions": TextArray(action for _, action, _ in named),
+        "named_positions": TextArray(f"{{{','.join(map(str, these))}}}" for *_, these in named),
         "won_batch_ids": UuidArray(batch_id for batch_id, _ in counts),
         "won_topics": TextArray(topic for _, topic in counts),
         "won_counts": IntArray(counts.values()),
         "errors": json.dumps(errors),
-        "positions": None if positions is None else IntArray(positions),
         "attempt": attempt,
     }
     connection.execute(RECORD_OUTCOME, parameters, prepare=True)
 
 
-def _flags(size: int, positions: list[int]) -> bytes:
-    """A byte for each event of a batch, 1 for these positions. Looked up by place: no join, so no plan to get wrong."""
-    flags = bytearray(size)
-    for position in positions:
-        flags[position - 1] = 1
-    return bytes(flags)
+def _fates(size: int, won: list[int], errors: Iterable[int], positions: Iterable[int] | None) -> bytes:
+    """The FATES of a batch of this size: who neither won nor has an error was dropped. `positions`: None means all."""
+    fates = bytearray(b"\2" * size if positions is None else size)
+    for group, fate in ((positions or (), 2), (won, 1), (errors, 3)):
+        for position in group:
+            fates[position - 1] = fate
+    return bytes(fates)
