@@ -18,7 +18,7 @@ from chronicle.errors import DatabaseAway, SchemaBehind
 from command import receive as receiving
 from command import watch
 from projector import heartbeat, order, outbox, projection, sequencer
-from query import stream, system
+from query import audit, stream, system, trail
 
 CATALOG = {
     "columns": """
@@ -154,6 +154,15 @@ def test_a_plan_that_is_made_while_the_tables_are_empty_reads_no_more_than_the_b
     for scan in scans:
         looked_up = " ".join(node.get("Index Cond", "") for node in under(scan))
         assert re.search(r"\b(batch_id|event_id)\b", looked_up), scan
+
+
+@pytest.mark.parametrize("statement", [audit.BY_EVENT, trail.TRAIL], ids=["audit", "trail"])
+def test_what_was_dropped_of_an_event_is_found_by_its_index(statement: str, db: psycopg.Connection[Any]) -> None:
+    db.execute("SET enable_seqscan = off")
+    scans = [node for node in nodes_of_kept_plan(db, statement) if node.get("Relation Name") == "dropped_events"]
+    assert scans
+    for scan in scans:
+        assert "hashtextextended" in " ".join(node.get("Index Cond", "") for node in under(scan)), scan
 
 
 def nodes_of_kept_plan(db: psycopg.Connection[Any], statement: str) -> list[dict[str, Any]]:
