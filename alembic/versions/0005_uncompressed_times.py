@@ -1,4 +1,4 @@
-"""The ledger's timestamps are kept as they are: to compress them took a third of what receiving costs PostgreSQL.
+"""The ledger's timestamps are kept as they are: to compress them took a third of what all compression did.
 
 Batches that were written before stay as they were; readers see no difference.
 """
