@@ -63,7 +63,8 @@ Ids are looked up in a hash table of theirs (IN), not joined: of one that comes 
 pair. The same id in another topic is taken for theirs as well, and waits: to compare topics too cost each event more.
 """
 
-FATES = {1: "PROCESSED", 2: "DROPPED", 3: "FAILED"}
+PROCESSED, DROPPED, FAILED = 1, 2, 3
+FATES = {PROCESSED: "PROCESSED", DROPPED: "DROPPED", FAILED: "FAILED"}
 """A byte for each event of a batch says what it became, 0 that the outcome is not about it. Looked up by its place: no
 join, so no plan to get wrong."""
 
@@ -305,8 +306,8 @@ def record_outcome(
 
 def _fates(size: int, won: list[int], errors: Iterable[int], positions: Iterable[int] | None) -> bytes:
     """The FATES of a batch of this size: who neither won nor has an error was dropped. `positions`: None means all."""
-    fates = bytearray(b"\2" * size if positions is None else size)
-    for group, fate in ((positions or (), 2), (won, 1), (errors, 3)):
+    fates = bytearray([DROPPED]) * size if positions is None else bytearray(size)
+    for group, fate in ((positions or (), DROPPED), (won, PROCESSED), (errors, FAILED)):
         for position in group:
             fates[position - 1] = fate
     return bytes(fates)
