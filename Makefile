@@ -40,7 +40,7 @@ chaos: $(VENV)/dev.done
 soak: $(VENV)/dev.done
 	@$(BIN)/python -m tests.chaos.soak $(ARGS)
 
-# A minute of three times what it can take; ARGS='--events 1' for small requests.
+# A minute of three times what it can take; ARGS='--events 1000' for larger requests.
 overload: $(VENV)/dev.done
 	@$(BIN)/python -m tests.chaos.overload $(ARGS)
 

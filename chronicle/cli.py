@@ -98,7 +98,7 @@ def command(host: Host = "127.0.0.1", port: Port = 8081) -> None:
     logs.configure("command")
     settings = Settings.load()
     app = create_app(settings, _database(settings), _redis(settings), keyring=keys.load(settings, host))
-    http.serve(app, ports.listen(host, port))
+    http.serve(app, ports.listen(host, port), app.state.refuses)
 
 
 @app.command()
@@ -129,7 +129,7 @@ def api(fd: Annotated[int, typer.Option(help="A listening socket.")]) -> None:
     keyring = keys.load(settings, listener.getsockname()[0])
     command = command_app(settings, database_url, redis_url, keyring=keyring)
     query = query_app(settings, _read_database(settings), redis_url, publish=True, keyring=keyring)
-    http.serve(http.front_door(command, query), listener)
+    http.serve(http.front_door(command, query), listener, command.state.refuses)
 
 
 @app.command()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import random
-import re
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,11 +22,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chronicle import assets, logs, metrics
-from chronicle.connections import Connection
+from chronicle import assets, connections, logs, metrics
+from chronicle.connections import RETRY_AFTER_SECONDS, Connection, Refuses
 from chronicle.errors import ChronicleError, InvalidRequest, Problem
 
-RETRY_AFTER_SECONDS = 1
 MOST_PROBLEMS = 10
 STOP_SECONDS = 8
 HEAD = "chronicle.head"
@@ -158,8 +155,6 @@ class RequestIds:
     And answers HEAD like GET; the server leaves the body away.
     """
 
-    PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
@@ -168,8 +163,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id")
-        request_id = given if given and self.PLAIN.fullmatch(given) else b"%016x" % random.getrandbits(64)
+        request_id = connections.request_id(scope["headers"])
         headers = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
 
         begun = False
@@ -216,7 +210,7 @@ async def _lifespan(apps: Sequence[FastAPI], receive: Receive, send: Send) -> No
     await send({"type": "lifespan.shutdown.complete"})
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
+def serve(app: ASGIApp, listener: socket.socket, refuses: Refuses | None = None) -> None:
     """Answers on the socket until SIGTERM or SIGINT; then requests under way are finished, for 3 s at most."""
     config = uvicorn.Config(
         app,
@@ -230,7 +224,7 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=3,
     )
-    Server(config, listener).run()
+    Server(config, listener, refuses).run()
 
 
 class Server(uvicorn.Server):
@@ -240,9 +234,10 @@ class Server(uvicorn.Server):
     wait in the backlog, and the kernel would turn away those for whom there is no place.
     """
 
-    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, listener: socket.socket, refuses: Refuses | None = None) -> None:
         super().__init__(config)
         self._listener = listener
+        self._refuses = refuses
         self._arriving: set[asyncio.Task[Any]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
@@ -272,7 +267,9 @@ class Server(uvicorn.Server):
                 arriving.add_done_callback(self._arriving.discard)
 
     def _connection(self) -> Connection:
-        return Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        connection = Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        connection.refuses = self._refuses
+        return connection
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal asks for the stop."""

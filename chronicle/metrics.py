@@ -139,10 +139,7 @@ class Requests:
         def count(status: int) -> None:
             nonlocal counted
             counted = True
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            requests, seconds = _series(self._route(scope), method, status)
-            requests.inc()
-            seconds.observe(time.perf_counter() - began)
+            answered(self._route(scope), scope["method"], status, time.perf_counter() - began)
 
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -163,6 +160,13 @@ class Requests:
         # Refused before it was routed, or around the router.
         path: str = scope["path"]
         return path if any(getattr(route, "path", None) == path for route in self._routes) else "other"
+
+
+def answered(route: str, method: str, status: int, seconds: float) -> None:
+    """One request."""
+    requests, durations = _series(route, method if method in METHODS else "other", status)
+    requests.inc()
+    durations.observe(seconds)
 
 
 @functools.lru_cache(maxsize=1024)

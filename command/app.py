@@ -20,7 +20,7 @@ from chronicle.keys import Keyring
 from chronicle.settings import Settings
 from command.bodies import Bodies
 from command.dispatch import Dispatcher
-from command.load import Admission, Load
+from command.load import Counted, Load
 from command.receive import Receiver
 from command.watch import Watch
 
@@ -62,9 +62,10 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
             bodies.forget(body)
         return b'{"status":"success","message":"Published %d events","events_count":%d}' % (count, count)
 
-    doors = [Middleware(Admission, load), Middleware(ApiKeys, keyring)]
+    doors = [Middleware(Counted, load), Middleware(ApiKeys, keyring)]
     app = http.application("ChronicleWeaver command", lifespan=running, middleware=doors)
     app.post("/publish", publish)
+    app.state.refuses = load.refuses
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:

@@ -10,9 +10,10 @@ import asyncio
 import time
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn._types import HTTPScope
 
-from chronicle import http
-from chronicle.errors import Overloaded
+from chronicle import metrics
+from chronicle.errors import Problem
 
 LOOK_SECONDS = 0.05
 LATE_SECONDS = 0.25
@@ -35,13 +36,19 @@ class Load:
             await asyncio.sleep(LOOK_SECONDS)
             self._late = time.monotonic() - self._due
 
-    def is_too_much(self) -> bool:
-        """Whether one more request would be."""
-        return self.under_way >= FEW and max(self._late, time.monotonic() - self._due) > LATE_SECONDS
+    def refuses(self, scope: HTTPScope) -> Problem | None:
+        """Why a request is not even looked at: for `chronicle.http.serve`."""
+        if self.under_way < FEW or scope["path"] != "/publish" or self._late_by() <= LATE_SECONDS:
+            return None
+        metrics.answered("/publish", scope["method"], 503, 0)
+        return Problem(type="unavailable", loc=[], msg="more requests come than can be taken: try again later")
+
+    def _late_by(self) -> float:
+        return max(self._late, time.monotonic() - self._due)
 
 
-class Admission:
-    """Lets a request to publish through while there is no overload. Pure ASGI: a refusal must cost little."""
+class Counted:
+    """Counts the requests to publish that are under way. Pure ASGI."""
 
     def __init__(self, app: ASGIApp, load: Load) -> None:
         self.app = app
@@ -49,15 +56,9 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http" or scope["path"] != "/publish":
-            await self.app(scope, receive, send)
-            return
-        if self._load.is_too_much():
-            refused = http.unavailable(Overloaded("more requests come than can be taken: try again later"))
-            await refused(scope, receive, send)
-            return
-        self._load.under_way += 1
+        publishes = scope["type"] == "http" and scope["path"] == "/publish"
+        self._load.under_way += publishes
         try:
             await self.app(scope, receive, send)
         finally:
-            self._load.under_way -= 1
+            self._load.under_way -= publishes

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
-from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from command.load import FEW, LATE_SECONDS, LOOK_SECONDS, Admission, Load
+from command.load import FEW, LATE_SECONDS, LOOK_SECONDS, Counted, Load
 
 
 @pytest.fixture
@@ -26,25 +25,11 @@ async def load() -> AsyncIterator[Load]:
         await looking
 
 
-async def status(load: Load, path: str = "/publish") -> int:
-    """What a request is answered."""
-    seen: list[Message] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        assert load.under_way == before + (path == "/publish")
-        await Response()(scope, receive, send)
-
-    async def receive() -> Message:
-        return {"type": "http.request"}
-
-    async def send(message: Message) -> None:
-        seen.append(message)
-
-    before = load.under_way
-    await Admission(app, load)({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
-    assert load.under_way == before
-    assert seen[0]["status"] == 200 or b"retry-after" in dict(seen[0]["headers"])
-    return int(seen[0]["status"])
+def is_refused(load: Load, path: str = "/publish") -> bool:
+    """Whether a request is, which must have a reason."""
+    problem = load.refuses({"type": "http", "method": "POST", "path": path})  # type: ignore[arg-type,typeddict-item]
+    assert problem is None or problem["type"] == "unavailable"
+    return problem is not None
 
 
 def be_late() -> None:
@@ -54,20 +39,20 @@ def be_late() -> None:
 
 async def test_many_requests_are_no_overload_while_the_loop_is_in_time(load: Load) -> None:
     load.under_way = FEW * 10
-    assert await status(load) == 200
+    assert not is_refused(load)
 
 
 async def test_a_late_loop_is_no_overload_while_requests_are_few(load: Load) -> None:
     load.under_way = FEW - 1
     be_late()
-    assert await status(load) == 200
+    assert not is_refused(load)
 
 
 async def test_both_together_are_and_only_publishing_is_refused(load: Load) -> None:
     load.under_way = FEW
     be_late()
-    assert await status(load) == 503
-    assert await status(load, "/health") == 200
+    assert is_refused(load)
+    assert not is_refused(load, "/health")
 
 
 async def test_what_waited_meanwhile_is_refused_too_and_what_comes_later_is_not(load: Load) -> None:
@@ -75,6 +60,20 @@ async def test_what_waited_meanwhile_is_refused_too_and_what_comes_later_is_not(
     be_late()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert await status(load) == 503
+    assert is_refused(load)
     await asyncio.sleep(LOOK_SECONDS * 2)
-    assert await status(load) == 200
+    assert not is_refused(load)
+
+
+@pytest.mark.parametrize(("path", "counted"), [("/publish", 1), ("/health", 0)])
+async def test_requests_to_publish_are_counted_while_they_are_under_way(load: Load, path: str, counted: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert load.under_way == counted
+        raise ConnectionResetError
+
+    async def unused(*_: Message) -> Message:
+        raise AssertionError
+
+    with pytest.raises(ConnectionResetError):
+        await Counted(app, load)({"type": "http", "method": "POST", "path": path}, unused, unused)
+    assert load.under_way == 0
