@@ -30,7 +30,9 @@ async def large(scope: Scope, receive: Receive, send: Send) -> None:
 @contextmanager
 def serving(app: ASGIApp, refuses: connections.Refuses | None = None) -> Iterator[tuple[http.Server, int]]:
     """A server of this application on the connections of ChronicleWeaver, and its port."""
-    config = uvicorn.Config(app, http=connections.Connection, ws="none", lifespan="off", log_config=None)
+    config = uvicorn.Config(
+        app, http=connections.Connection, ws="none", lifespan="off", log_config=None, timeout_keep_alive=60
+    )
     listener = ports.listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = http.Server(config, listener, refuses)
