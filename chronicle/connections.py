@@ -51,9 +51,8 @@ MAX_UNSENT_BYTES = 256 * 2**20
 MOST_FILES, OTHER_FILES = 10_240, 200
 """Open files that a process asks for, and how many of them are not connections of clients."""
 
-
 RETRY_AFTER_SECONDS = 1
-PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+PLAIN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 Refuses = Callable[[HTTPScope], Problem | None]
 """Tells why a request is refused with a 503 before the application sees it, where it is."""
@@ -188,7 +187,7 @@ class Connection(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def _turn_away(self, cycle: RequestResponseCycle, problem: Problem) -> None:
-        """Answers a request in place of the application, at a third of its cost; what follows of it is thrown away."""
+        """Answers a request in place of the application, at half of its cost; what follows of it is thrown away."""
         cycle.response_started = cycle.response_complete = True
         self.write(_error(503, problem, cycle.scope["headers"], closes=not cycle.keep_alive))
         if not cycle.keep_alive:
@@ -306,7 +305,7 @@ def most_connections() -> int:
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The client's own X-Request-ID where it is a plain one, or a new one."""
     given = dict(headers).get(b"x-request-id")
-    return given if given and PLAIN.fullmatch(given) else b"%016x" % random.getrandbits(64)
+    return given if given and PLAIN_ID.fullmatch(given) else b"%016x" % random.getrandbits(64)
 
 
 def _error(status: int, problem: Problem, headers: Iterable[tuple[bytes, bytes]] = (), *, closes: bool = True) -> bytes:

@@ -37,14 +37,13 @@ class Load:
             self._late = time.monotonic() - self._due
 
     def refuses(self, scope: HTTPScope) -> Problem | None:
-        """Why a request is not even looked at: for `chronicle.http.serve`."""
-        if self.under_way < FEW or scope["path"] != "/publish" or self._late_by() <= LATE_SECONDS:
+        """Why a request is not even looked at, for `chronicle.http.serve`; one that does not publish always is."""
+        if self.under_way < FEW or (scope["method"], scope["path"]) != ("POST", "/publish"):
             return None
-        metrics.answered("/publish", scope["method"], 503, 0)
+        if max(self._late, time.monotonic() - self._due) <= LATE_SECONDS:
+            return None
+        metrics.answered("/publish", "POST", 503, 0)
         return Problem(type="unavailable", loc=[], msg="more requests come than can be taken: try again later")
-
-    def _late_by(self) -> float:
-        return max(self._late, time.monotonic() - self._due)
 
 
 class Counted:

@@ -25,9 +25,9 @@ async def load() -> AsyncIterator[Load]:
         await looking
 
 
-def is_refused(load: Load, path: str = "/publish") -> bool:
+def is_refused(load: Load, path: str = "/publish", method: str = "POST") -> bool:
     """Whether a request is, which must have a reason."""
-    problem = load.refuses({"type": "http", "method": "POST", "path": path})  # type: ignore[arg-type,typeddict-item]
+    problem = load.refuses({"type": "http", "method": method, "path": path})  # type: ignore[arg-type,typeddict-item]
     assert problem is None or problem["type"] == "unavailable"
     return problem is not None
 
@@ -53,6 +53,7 @@ async def test_both_together_are_and_only_publishing_is_refused(load: Load) -> N
     be_late()
     assert is_refused(load)
     assert not is_refused(load, "/health")
+    assert not is_refused(load, method="HEAD")  # whose answer must have no body
 
 
 async def test_what_waited_meanwhile_is_refused_too_and_what_comes_later_is_not(load: Load) -> None:
