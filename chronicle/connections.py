@@ -302,7 +302,7 @@ def most_connections() -> int:
     return max(files - OTHER_FILES, 1)
 
 
-def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The client's own X-Request-ID where it is a plain one, or a new one."""
     given = dict(headers).get(b"x-request-id")
     return given if given and PLAIN_ID.fullmatch(given) else b"%016x" % random.getrandbits(64)
@@ -314,7 +314,7 @@ def _error(status: int, problem: Problem, headers: Iterable[tuple[bytes, bytes]]
     lines = [
         STATUS_LINE[status],
         b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
-        b"x-content-type-options: nosniff\r\nx-request-id: %b\r\n" % request_id(headers),
+        b"x-content-type-options: nosniff\r\nx-request-id: %b\r\n" % request_id_of(headers),
         b"retry-after: %d\r\n" % RETRY_AFTER_SECONDS if status == 503 else b"",
         b"connection: close\r\n" if closes else b"",
         b"\r\n",

@@ -22,8 +22,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chronicle import assets, connections, logs, metrics
-from chronicle.connections import RETRY_AFTER_SECONDS, Connection, Refuses
+from chronicle import assets, logs, metrics
+from chronicle.connections import RETRY_AFTER_SECONDS, Connection, Refuses, request_id_of
 from chronicle.errors import ChronicleError, InvalidRequest, Problem
 
 MOST_PROBLEMS = 10
@@ -163,7 +163,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = connections.request_id(scope["headers"])
+        request_id = request_id_of(scope["headers"])
         headers = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
 
         begun = False

@@ -6,15 +6,19 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
+import psycopg
 import pytest
+from scrape import scrape
 from servers import Stack, eventually
 
 EVENTS = 1000
@@ -27,6 +31,12 @@ ROOM = 4 * 2**20
 
 
 IN_FLIGHT = 50_000
+
+MANY = 80
+"""Requests at once: more than are never too many (command.load.FEW)."""
+
+STOPPED_SECONDS = 0.6
+"""Later than a service may be that takes more of them (command.load.LATE_SECONDS)."""
 
 
 @pytest.fixture
@@ -54,14 +64,19 @@ def body(count: int) -> bytes:
     return json.dumps({"events": events}).encode()
 
 
+def request(content: bytes, header: str = "") -> bytes:
+    """A request to publish, as bytes."""
+    head = f"POST /publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{header}"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
 async def post(port: int, content: bytes) -> tuple[int, float, bool]:
     """Status (0 where there is no answer), seconds, and whether the answer says when to try again."""
     began = time.monotonic()
     try:
         async with asyncio.timeout(40):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            head = "POST /publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
-            writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            writer.write(request(content, "Connection: close\r\n"))
             answer = await reader.read()
             writer.close()
     except (OSError, TimeoutError):
@@ -119,3 +134,28 @@ def _refused(stack: Stack) -> httpx2.Response | None:
     answer = httpx2.post(f"{stack.url}/publish", content=body(EVENTS), timeout=30)
     assert answer.status_code in (200, 503)
     return answer if answer.status_code == 503 else None
+
+
+def test_a_late_service_refuses_what_comes_on_top_of_many_requests(crowded: Stack) -> None:
+    with ExitStack() as held, psycopg.connect(crowded.run()["postgres"]["url"]) as connection:
+        connection.execute("LOCK TABLE facts IN ACCESS EXCLUSIVE MODE")
+        address = "127.0.0.1", crowded.port
+        *many, late = [held.enter_context(socket.create_connection(address, timeout=30)) for _ in range(MANY + 1)]
+        for line in many:
+            line.sendall(request(body(1)))
+        for _ in range(2):  # by the second answer, what was sent before the first is under way
+            assert httpx2.get(f"{crowded.url}/health").status_code == 200
+        api = crowded.pids()["api"]
+        os.kill(api, signal.SIGSTOP)
+        late.sendall(request(body(1)))
+        time.sleep(STOPPED_SECONDS)
+        os.kill(api, signal.SIGCONT)
+        answer = late.recv(65_536).lower()
+        connection.rollback()
+        assert {line.recv(65_536)[:12] for line in many} == {b"HTTP/1.1 200"}
+    assert answer.startswith(b"http/1.1 503 ")
+    assert b"\r\nretry-after: 1\r\n" in answer
+    assert b"more requests come" in answer
+    seen = scrape(f"{crowded.url}/metrics")
+    assert seen.value("chronicle_http_requests_total", route="/publish", status="503") == 1
+    assert seen.value("chronicle_received_events_total") == MANY

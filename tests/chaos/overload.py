@@ -181,7 +181,7 @@ async def run(stack: Stack, events: int, seconds: float) -> list[str]:
     sent = await load.open(TIMES * capacity, seconds)
     over = time.monotonic()
     accepted = len(load.seconds[200]) / (over - began)
-    print(f"{sent / capacity:.1f} times capacity; {accepted / capacity:.0%} of it was accepted", flush=True)
+    print(f"{sent / capacity:.1f} times capacity was sent, {accepted / capacity:.0%} of capacity accepted", flush=True)
     found = list(_answers(load))
     if sent < ENOUGH * TIMES * capacity:
         found.insert(0, f"this client can do {sent / capacity:.1f} times capacity only: give it more events a request")

@@ -142,9 +142,9 @@ def request(path: str, *headers: str, body: bytes = b"") -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def ask(client: HTTPConnection, path: str, *, headers: dict[str, str] | None = None) -> tuple[int, bytes, str | None]:
+def ask(client: HTTPConnection, path: str) -> tuple[int, bytes, str | None]:
     """Posts a body of 1 MB, and gives status and body of the answer, and when to try again."""
-    client.request("POST", path, b"x" * 10**6, headers or {})
+    client.request("POST", path, b"x" * 10**6)
     answer = client.getresponse()
     return answer.status, answer.read(), answer.headers["retry-after"]
 
