@@ -54,7 +54,8 @@ def ours() -> Iterator[None]:
     """Turns redis-py's errors into BrokerAway."""
     try:
         yield
-    except (redis.RedisError, OSError) as error:
+    # uvloop has a RuntimeError for what is written to a connection that was just reset, and redis-py lets it through.
+    except (redis.RedisError, OSError, RuntimeError) as error:
         raise BrokerAway(f"Redis cannot be used: {error}") from error
 
 

@@ -153,7 +153,7 @@ def test_a_child_that_is_killed_is_started_again(stack: Stack, name: str) -> Non
     eventually(lambda: processed(stack) == 2, timeout=20)
     after = stack.run()
     assert {part: after[part].get("url") for part in PARTS} == {part: before[part].get("url") for part in PARTS}
-    assert {part for part in PARTS if after[part]["pid"] != before[part]["pid"]} == {name}
+    assert {part for part in PARTS if after[part]["pid"] != before[part]["pid"]} == {name}, stack.log()
     assert "child ended" in stack.log()
 
 

@@ -109,9 +109,12 @@ class Proxy:
         return port
 
     def cut(self) -> None:
-        """Resets every connection there is."""
-        for pair in list(self._pairs):
+        """Resets every connection there is; returns when that is done."""
+        pairs = list(self._pairs)
+        for pair in pairs:
             pair.end(reset=True)
+        for pair in pairs:
+            pair.join()
 
     def close(self) -> None:
         """Ends it."""
@@ -156,14 +159,22 @@ class Pair:
         self._server = server
         self._once, self._first = threading.Lock(), threading.Lock()
         self._over = threading.Event()
+        ways = ((False, client, server), (True, server, client))
+        self._threads = [threading.Thread(target=self._forward, args=way, daemon=True) for way in ways]
 
     def start(self) -> None:
         """Begins to forward."""
-        for way in ((False, self._client, self._server), (True, self._server, self._client)):
-            threading.Thread(target=self._forward, args=way, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Waits until both sides are closed."""
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def end(self, *, reset: bool = False) -> None:
-        """Ends both sides, in order or with a reset.
+        """Ends both sides, in order or with a reset of which the client sees nothing else: no end of the stream before.
 
         The second of the threads closes them: while one may still read, another socket could get the same number.
         """
@@ -171,11 +182,12 @@ class Pair:
             return
         self._proxy.ended(self, reset=reset)
         self._over.set()
-        for side in (self._client, self._server):
+        to_client = socket.SHUT_RD if reset else socket.SHUT_RDWR
+        for side, how in ((self._client, to_client), (self._server, socket.SHUT_RDWR)):
             with suppress(OSError):
                 if reset:
                     side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-                side.shutdown(socket.SHUT_RDWR)
+                side.shutdown(how)
 
     def _forward(self, from_server: bool, source: socket.socket, sink: socket.socket) -> None:
         cut = False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from given import new_database, other_database
+import uvloop
+from given import Run, new_database, other_database
 
 from chronicle import broker, database
 from projector.worker import Worker
@@ -57,3 +59,9 @@ def worker(database_url: str, queue: str) -> Iterator[Worker]:
     worker = Worker(database_url, queue, threading.Event())
     yield worker
     worker.close()
+
+
+@pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a coroutine in an event loop of its own: in Python's, and in the one that serves."""
+    return request.param  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -15,6 +15,9 @@ from chronicle import database
 from chronicle.events import Events, decode
 from chronicle.ledger import new_batch_id
 from command.receive import Writer
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+"""What runs a coroutine in an event loop of its own."""
 
 
 def other_database(url: str, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,10 +12,11 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from given import columns, event, receive
+from given import Run, columns, event, receive
 
 from chronicle import broker, verify
 from chronicle.errors import DatabaseAway
+from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
 from command.dispatch import Dispatcher
 from command.receive import Receiver
@@ -91,3 +93,27 @@ async def test_tickets_whose_delivery_is_lost_are_read_again(
         worker.run_once()
         assert client.xlen(broker.STREAM) == 0
     assert db.execute("SELECT event_id FROM processed_events").fetchall() == [("a",)]
+
+
+def test_a_ticket_that_meets_a_reset_connection_is_one_that_was_not_sent(
+    way_to: Callable[[str], Way], run: Run, database_url: str, queue: str
+) -> None:
+    proxy, url = way_to(queue)
+
+    async def scenario() -> None:
+        loop, (bell, rung) = asyncio.get_running_loop(), socket.socketpair()
+        woken = loop.create_future()
+        loop.add_reader(rung, woken.set_result, None)
+        dispatcher = Dispatcher(database_url, url)
+        assert await dispatcher.send([new_batch_id()])
+        # One look of the loop at its sockets sees both: it wakes this before it says that the connection is lost.
+        bell.send(b"!")
+        proxy.cut()
+        await woken
+        loop.remove_reader(rung)
+        assert not await dispatcher.send([new_batch_id()])
+        await dispatcher.close()
+        bell.close()
+        rung.close()
+
+    run(scenario())

@@ -5,28 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 import pytest
-import uvloop
+from given import Run
 from psycopg.pq import ConnStatus
 from servers import eventually
 
 from chronicle import database
 from command.statement import Statement
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 INSERT = "INSERT INTO kept SELECT %(text)s WHERE %(text)s <> ''"
 MORE_THAN_A_SOCKET_TAKES = "x" * 64 * 2**20
-
-
-@pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine in an event loop of its own."""
-    return request.param  # type: ignore[no-any-return]
 
 
 @asynccontextmanager
