@@ -73,9 +73,7 @@ class Statement:
         if self._pgconn.flush():  # more than the socket takes at once
             self.close()
             await self._connection.wait(send(self._pgconn))
-        # It stays for the next time; to add it again costs little, and is needed after another statement.
-        loop.add_reader(self._socket, self._read)
-        self._watched = True
+        self._watch(loop)
         self._look_again = loop.call_later(LOOK_SECONDS, self._look)
         try:
             await self._answered
@@ -83,6 +81,14 @@ class Statement:
             self._look_again.cancel()
         if self._error:
             raise self._error
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The socket stays for the next time; to add it again costs little, and is needed after another statement."""
+        try:
+            loop.add_reader(self._socket, self._read)
+        except RuntimeError as error:  # uvloop's, where a reset came together with the last answer
+            raise psycopg.OperationalError("the connection was reset") from error
+        self._watched = True
 
     def _look(self) -> None:
         self._look_again = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)

@@ -6,14 +6,16 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 import uvloop
-from given import Run, new_database, other_database
+from given import Run, WayTo, new_database, other_database
 
 from chronicle import broker, database
 from projector.worker import Worker
+from tests.chaos.proxy import Proxy
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +67,19 @@ def worker(database_url: str, queue: str) -> Iterator[Worker]:
 def run(request: pytest.FixtureRequest) -> Run:
     """Runs a coroutine in an event loop of its own: in Python's, and in the one that serves."""
     return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def way_to() -> Iterator[WayTo]:
+    """Puts proxies before servers."""
+    proxies: list[Proxy] = []
+
+    def put(url: str) -> tuple[Proxy, str]:
+        port = urlsplit(url).port
+        assert port
+        proxies.append(Proxy(lambda: port))
+        return proxies[-1], url.replace(f":{port}/", f":{proxies[-1].port}/")
+
+    yield put
+    for proxy in proxies:
+        proxy.close()

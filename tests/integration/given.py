@@ -15,9 +15,13 @@ from chronicle import database
 from chronicle.events import Events, decode
 from chronicle.ledger import new_batch_id
 from command.receive import Writer
+from tests.chaos.proxy import Proxy
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 """What runs a coroutine in an event loop of its own."""
+
+WayTo = Callable[[str], tuple[Proxy, str]]
+"""What puts a proxy before the server of a URL: the proxy, and the URL by which it is reached."""
 
 
 def other_database(url: str, name: str) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from given import Run, columns, event, receive
+from given import Run, WayTo, columns, event, receive
 
 from chronicle import broker, verify
 from chronicle.errors import DatabaseAway
@@ -21,29 +19,11 @@ from chronicle.settings import Settings
 from command.dispatch import Dispatcher
 from command.receive import Receiver
 from projector.worker import Worker
-from tests.chaos.proxy import Proxy, anything, committed, cut_answers, pass_all
-
-Way = tuple[Proxy, str]
-
-
-@pytest.fixture
-def way_to() -> Iterator[Callable[[str], Way]]:
-    """Puts a proxy before the server of a URL: the proxy, and the URL by which it is reached."""
-    proxies: list[Proxy] = []
-
-    def put(url: str) -> Way:
-        port = urlsplit(url).port
-        assert port
-        proxies.append(Proxy(lambda: port))
-        return proxies[-1], url.replace(f":{port}/", f":{proxies[-1].port}/")
-
-    yield put
-    for proxy in proxies:
-        proxy.close()
+from tests.chaos.proxy import anything, committed, cut_answers, pass_all
 
 
 async def test_a_commit_whose_answer_is_lost_is_recorded_once(
-    way_to: Callable[[str], Way], database_url: str, db: psycopg.Connection[Any]
+    way_to: WayTo, database_url: str, db: psycopg.Connection[Any]
 ) -> None:
     proxy, url = way_to(database_url)
     receiver = Receiver(url, Settings(), lambda *_: None)
@@ -59,7 +39,7 @@ async def test_a_commit_whose_answer_is_lost_is_recorded_once(
 
 
 async def test_a_projection_whose_answer_is_lost_happened_once(
-    way_to: Callable[[str], Way], database_url: str, queue: str, db: psycopg.Connection[Any]
+    way_to: WayTo, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
     proxy, url = way_to(database_url)
     with closing(Worker(url, queue, threading.Event())) as worker:
@@ -78,7 +58,7 @@ async def test_a_projection_whose_answer_is_lost_happened_once(
 
 
 async def test_tickets_whose_delivery_is_lost_are_read_again(
-    way_to: Callable[[str], Way], database_url: str, queue: str, db: psycopg.Connection[Any]
+    way_to: WayTo, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
     proxy, url = way_to(queue)
     with closing(Worker(database_url, url, threading.Event())) as worker, closing(broker.connect(queue)) as client:
@@ -96,7 +76,7 @@ async def test_tickets_whose_delivery_is_lost_are_read_again(
 
 
 def test_a_ticket_that_meets_a_reset_connection_is_one_that_was_not_sent(
-    way_to: Callable[[str], Way], run: Run, database_url: str, queue: str
+    way_to: WayTo, run: Run, database_url: str, queue: str
 ) -> None:
     proxy, url = way_to(queue)
 

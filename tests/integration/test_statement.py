@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from given import Run
+from given import Run, WayTo
 from psycopg.pq import ConnStatus
 from servers import eventually
 
@@ -96,6 +97,25 @@ def test_a_connection_that_is_cut_at_rest_leaves_the_event_loop(
             assert not asyncio.get_running_loop().remove_reader(socket)
             with pytest.raises(psycopg.OperationalError):
                 await statement.execute({"text": "b"})
+
+    run(scenario())
+
+
+def test_a_connection_that_is_reset_right_after_an_answer_is_an_error(
+    run: Run, database_url: str, way_to: WayTo
+) -> None:
+    proxy, url = way_to(database_url)
+
+    async def scenario() -> None:
+        async with prepared(url, INSERT) as (connection, statement):
+            await statement.execute({"text": "a"})
+            answered = asyncio.create_task(statement.execute({"text": "b"}))
+            await asyncio.sleep(0)
+            select.select([connection.pgconn.socket], [], [])  # not the loop: it is to see both at once
+            proxy.cut()
+            await answered
+            with pytest.raises(psycopg.OperationalError):
+                await statement.execute({"text": "c"})
 
     run(scenario())
 
