@@ -36,6 +36,14 @@ for _way, _part in (("postgres", "statement"), ("broker", "reply"), ("api", "req
         lambda chance: proxy.stall_every(chance.randrange(1, 20_000), chance.uniform(0.05, 1.0)),
     )
 
+for _way in ("postgres", "broker"):
+    _network(
+        f"network to {_way} cuts after answers",
+        _way,
+        "a part that ends where it meets a connection that was whole a moment before",
+        lambda chance: proxy.cut_after_answers(chance.randrange(10, 100)),
+    )
+
 _network(
     "answers of COMMIT lost",
     "postgres",

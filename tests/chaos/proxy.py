@@ -76,6 +76,12 @@ def cut_answers(matches: Callable[[bytes], bool], times: int) -> Rule:
     return rule
 
 
+def cut_after_answers(times: int) -> Rule:
+    """The first `times` answers of the server go through, and the connection is gone in the same moment."""
+    left = threading.Semaphore(times)
+    return lambda from_server, _chunk: Verdict(cut=from_server and left.acquire(blocking=False))
+
+
 def committed(chunk: bytes) -> bool:
     """Whether PostgreSQL says in this chunk that something is committed: COMMIT, or an INSERT in autocommit mode.
 
