@@ -51,7 +51,7 @@ def violations(journal: Journal, system: System) -> Iterator[str]:
     yield from _against_journal(journal, found)
     yield from _against_decisions(found)
     yield from _against_api(system.stack.port, found)
-    yield from _against_log(system.stack.log())
+    yield from system.failures()
     for invariant, name, violated in verify.run(system.postgres.url):
         yield from (f"chronicle verify, invariant {invariant}, {name}: {text}" for text in violated)
 
@@ -180,11 +180,6 @@ def _against_audit(port: int, found: Found) -> Iterator[str]:
     )
     if read != wanted:
         yield f"/audit: missing {list(wanted - read)[:3]}, too many {list(read - wanted)[:3]}"
-
-
-def _against_log(log: str) -> Iterator[str]:
-    """Every fault was met: no part of a service ended by an error, for its supervisor to start it again."""
-    yield from (f"in the log: {line}" for line in log.splitlines() if '"exception":' in line or '"critical"' in line)
 
 
 def _differences(route: str, read: list[Event], stored: Any, by: Any) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Soak:
         finally:
             books.stop()
         with self.system.session() as connection:
-            self.violations += [*books.violations, *self.journal.violations(connection)]
+            self.violations += [*books.violations, *self.journal.violations(connection), *self.system.failures()]
         for invariant, name, violated in verify.run(self.system.postgres.url):
             self.violations += [f"chronicle verify, invariant {invariant}, {name}: {text}" for text in violated]
 

@@ -134,6 +134,12 @@ class System:
                 "pending": pending.get("pending", 0),
             }
 
+    def failures(self) -> list[str]:
+        """Lines of the services' logs with a traceback, or a part that failed: every fault should be met."""
+        second = self.folder / "logs" / "projector.log"
+        log = self.stack.log() + second.read_text(errors="replace")
+        return [f"in the log: {line}" for line in log.splitlines() if '"exception":' in line or '"critical"' in line]
+
     def close(self) -> None:
         """Stops everything, whatever state it is in."""
         for part in ("api", "projector", "second", "broker", "postgres"):
