@@ -83,7 +83,10 @@ class Statement:
             raise self._error
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The socket stays for the next time; to add it again costs little, and is needed after another statement."""
+        """The socket stays for the next time; to add it again costs little, and is needed after another statement.
+
+        Raises psycopg.OperationalError where the connection was reset.
+        """
         try:
             loop.add_reader(self._socket, self._read)
         except RuntimeError as error:  # uvloop's, where a reset came together with the last answer

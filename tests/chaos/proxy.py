@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from chronicle.up import ports
 
 CHUNK = 65_536
+JOIN_SECONDS = 5
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -174,10 +175,10 @@ class Pair:
             thread.start()
 
     def join(self) -> None:
-        """Waits until both sides are closed."""
+        """Waits until both sides are closed; not for ever, as a client that stands still holds what is sent to it."""
         for thread in self._threads:
             if thread.is_alive():
-                thread.join()
+                thread.join(JOIN_SECONDS)
 
     def end(self, *, reset: bool = False) -> None:
         """Ends both sides, in order or with a reset of which the client sees nothing else: no end of the stream before.
