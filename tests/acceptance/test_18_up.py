@@ -92,7 +92,10 @@ def kill_api(stack: Stack) -> None:
 
 def end_of(stack: Stack, timeout: float = 30) -> int:
     assert stack.process
-    return stack.process.wait(timeout)
+    try:
+        return stack.process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"it still runs after {timeout} s\n{stack.log()}") from None
 
 
 def left(stack: Stack) -> str:
