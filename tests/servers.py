@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import os
 import signal
@@ -64,6 +65,27 @@ def process_field(name: str, pid: int) -> str:
     """What `ps` says about a process; empty where there is none."""
     command = ["ps", "-ww", "-o", f"{name}=", "-p", str(pid)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+CACHESTAT = 451
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _Pages(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "since_then"))
+
+
+def unwritten_pages(path: Path) -> int | None:
+    """How many pages of a file are not on the disk yet; None where the kernel does not say (Linux does from 6.5 on)."""
+    libc, all_of_it, pages = ctypes.CDLL(None), _Range(0, 0), _Pages()
+    with path.open("rb") as file:
+        given = (file.fileno(), ctypes.byref(all_of_it), ctypes.byref(pages), 0)
+        if sys.platform != "linux" or libc.syscall(CACHESTAT, *given):
+            return None
+    return int(pages.dirty + pages.writeback)
 
 
 def family(pid: int) -> list[int]:

@@ -25,6 +25,7 @@ from chronicle.up.children import Log, Step, finish, spawn, stop
 from chronicle.up.home import emptied, end_leftovers, locked
 from chronicle.up.servers import Postgres, Valkey
 from chronicle.up.wakeup import Stopped, Wakeup
+from chronicle.up.writeback import Writeback
 
 READY_SECONDS = 60.0
 FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
@@ -148,7 +149,10 @@ class Supervisor:
         if not self._redis_url:
             self._redis_url = self._start_server(Valkey(self._home))
         if not self._database_url:
-            self._database_url = self._start_server(Postgres(self._home))
+            postgres = Postgres(self._home)
+            self._database_url = self._start_server(postgres)
+            if sys.platform == "linux":
+                Writeback(postgres.data).start()
         self._migrate()
         fd, metrics_fd = self._listening.fileno(), self._scraped.fileno()
         self._start_service("api", ["--fd", str(fd)], until=3.0, fd=fd, url=self._url)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from api import Api, Event, fresh, ids, series
+from servers import Stack, eventually, unwritten_pages
 
 TOPICS = 5
 UNIQUE = 14_000
@@ -70,3 +71,13 @@ def test_hundreds_of_small_requests_are_counted_exactly(api: Api) -> None:
             sent.result()
     counters = api.settled(topic, 700)
     assert counters == {"received": 700, "queued": 700, "processed": 500, "dropped": 200, "failed": 0}
+
+
+def test_what_tables_have_grown_by_does_not_wait_for_the_kernel_to_write_it(stack: Stack, api: Api) -> None:
+    for events in load(seed=3).values():
+        api.publish(*events)
+    api.quiet()
+    tables = [file for file in (stack.home / "postgres" / "base").glob("*/*") if file.stat().st_size]
+    if unwritten_pages(tables[0]) is None:
+        pytest.skip("this kernel does not say which pages it has written")
+    eventually(lambda: not sum(unwritten_pages(table) or 0 for table in tables))  # of itself it waits 30 s
