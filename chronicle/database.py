@@ -188,7 +188,7 @@ def _alembic() -> Any:
 def head() -> str:
     """The schema version that this code needs: the number that the newest migration's file begins with.
 
-    Not asked of Alembic, which is slow to import and takes 20 MB: every service asks, and most never migrate.
+    Not asked of Alembic, which takes half a second and 20 MB to import: command and query ask, and never migrate.
     """
     return max(script.name.partition("_")[0] for script in (scripts() / "versions").glob("[0-9]*_*.py"))
 

@@ -10,6 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from given import event, receive
 from psycopg import errors as pg
 
@@ -69,6 +71,12 @@ def test_migrations_and_metadata_make_the_same_schema(part: str, database_url: s
     migrated, declared = catalog(database_url)[part], catalog(empty_url)[part]
     assert migrated
     assert migrated == declared
+
+
+def test_services_need_the_version_that_alembic_goes_to() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(database.scripts()))
+    assert ScriptDirectory.from_config(config).get_heads() == [database.head()]
 
 
 async def test_analyze_unfolds_none_of_the_batches(database_url: str, db: psycopg.Connection[Any]) -> None:
