@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import TypeVar
@@ -79,9 +80,12 @@ class _Pages(ctypes.Structure):
 
 
 def unwritten_pages(path: Path) -> int | None:
-    """How many pages of a file are not on the disk yet; None where the kernel does not say (Linux does from 6.5 on)."""
+    """How many pages of a file are not on the disk yet, 0 where it is gone.
+
+    None where the kernel does not say: Linux does from 6.5 on.
+    """
     libc, all_of_it, pages = ctypes.CDLL(None), _Range(0, 0), _Pages()
-    with path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         given = (file.fileno(), ctypes.byref(all_of_it), ctypes.byref(pages), 0)
         if sys.platform != "linux" or libc.syscall(CACHESTAT, *given):
             return None
