@@ -79,14 +79,14 @@ class _Pages(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "since_then"))
 
 
-def unwritten_pages(path: Path) -> int | None:
-    """How many pages of a file are not on the disk yet, 0 where it is gone.
+def unwritten_pages(path: Path, beyond: int = 0) -> int | None:
+    """How many pages of a file, from so many bytes on, are not on the disk yet; 0 where it is gone.
 
     None where the kernel does not say: Linux does from 6.5 on.
     """
-    libc, all_of_it, pages = ctypes.CDLL(None), _Range(0, 0), _Pages()
+    libc, to_the_end, pages = ctypes.CDLL(None), _Range(beyond, 0), _Pages()
     with suppress(FileNotFoundError), path.open("rb") as file:
-        given = (file.fileno(), ctypes.byref(all_of_it), ctypes.byref(pages), 0)
+        given = (file.fileno(), ctypes.byref(to_the_end), ctypes.byref(pages), 0)
         if sys.platform != "linux" or libc.syscall(CACHESTAT, *given):
             return None
     return int(pages.dirty + pages.writeback)
