@@ -44,10 +44,12 @@ def test_files_that_are_dropped_meanwhile_disturb_nothing(server_home: Path, db:
 
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(look)
-        for _ in range(5):
-            db.execute("CREATE DATABASE short_lived")
-            db.execute("DROP DATABASE short_lived")
-        over.set()
+        try:
+            for _ in range(5):
+                db.execute("CREATE DATABASE short_lived")
+                db.execute("DROP DATABASE short_lived")
+        finally:
+            over.set()
         looking.result()
 
 
