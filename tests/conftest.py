@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,15 @@ settings.load_profile("untimed")
 def pytest_xdist_auto_num_workers() -> int:
     """Half as many test processes again as there are cores: much of the time tests wait, for servers and deadlines."""
     return (3 * (os.cpu_count() or 1) + 1) // 2
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_end_what_tests_start() -> None:
+    """A process that ignores a signal has its children ignore it, as under nohup or behind a script's `&`: not one that
+    handles it by doing nothing."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
