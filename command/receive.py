@@ -31,7 +31,7 @@ BATCH_EVENTS = 2000
 """Requests are committed together up to so many events. To read what happened to one of them, or to project some of
 them again, takes longer the more there are, and what a commit costs is little beside so many."""
 
-FEW_EVENTS, TURNS, BLIND_TURNS = 32, 4, 2
+FEW_EVENTS, TURNS, BLIND_TURNS = 32, 12, 8
 """A commit of fewer events waits some turns of the event loop, TURNS at most: of many clients that send again once they
 are answered, the next requests are then in it. In the first BLIND_TURNS the answers to the last commit go out, and what
 they bring is read; from then on it waits only while more come in each."""
