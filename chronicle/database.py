@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -176,49 +176,57 @@ def scripts() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "alembic"
 
 
-def _alembic() -> Any:
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
-    return config
-
-
 @functools.cache
 def head() -> str:
     """The schema version that this code needs: the number that the newest migration's file begins with.
 
-    Not asked of Alembic, which takes half a second and 20 MB to import: command and query ask, and never migrate.
+    Not asked of Alembic, which takes half a second and 20 MB to import, in vain where there is nothing to migrate.
     """
     return max(script.name.partition("_")[0] for script in (scripts() / "versions").glob("[0-9]*_*.py"))
 
 
 def migrate(url: str) -> None:
     """Brings the schema to `head`; safe when several run at once (they take turns). Raises ChronicleError."""
-    import sqlalchemy  # noqa: PLC0415
-
-    from alembic import command  # noqa: PLC0415
-
     options = _options("migrate", url, statement_timeout="0", lock_timeout="0")
-    creator = functools.partial(psycopg.connect, url, **options)
-    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=creator, poolclass=sqlalchemy.NullPool)
+    connect = functools.partial(psycopg.connect, url, **options)
     try:
-        with engine.connect() as connection:
-            given: Any = connection.connection.driver_connection
-            pooler.refuse(given.info, given.execute("SELECT pg_backend_pid()").fetchone())
-            connection.exec_driver_sql(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
-            connection.commit()
-            config = _alembic()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            with given.transaction():
-                roles.grant(given)
-                roles.warn_of_missing(given)
-    except (sqlalchemy.exc.DBAPIError, psycopg.OperationalError) as error:
-        raise DatabaseAway(f"cannot migrate: {_first_line(getattr(error, 'orig', None) or error)}") from error
+        with connect(autocommit=True) as connection:
+            pooler.refuse(connection.info, connection.execute("SELECT pg_backend_pid()").fetchone())
+            connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+            if _version(connection) != head():
+                _upgrade(connect)
+            with connection.transaction():
+                roles.grant(connection)
+                roles.warn_of_missing(connection)
+    except psycopg.Error as error:
+        raise DatabaseAway(f"cannot migrate: {_first_line(error)}") from error
 
 
 SCHEMA_VERSION = "SELECT version_num FROM alembic_version"
+
+
+def _version(connection: psycopg.Connection[Any]) -> Any:
+    try:
+        return value(connection, SCHEMA_VERSION)
+    except pg.UndefinedTable:
+        return None
+
+
+def _upgrade(connect: Callable[[], psycopg.Connection[Any]]) -> None:
+    """Runs the migrations that are missing, on a connection of Alembic's own."""
+    import sqlalchemy  # noqa: PLC0415
+
+    from alembic import command, config  # noqa: PLC0415
+
+    alembic = config.Config()
+    alembic.set_main_option("script_location", str(scripts()).replace("%", "%%"))
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=connect, poolclass=sqlalchemy.NullPool)
+    try:
+        with engine.connect() as connection:
+            alembic.attributes["connection"] = connection
+            command.upgrade(alembic, "head")
+    except sqlalchemy.exc.DBAPIError as error:
+        raise DatabaseAway(f"cannot migrate: {_first_line(error.orig or error)}") from error
 
 
 def check_schema(version: Sequence[Any] | None) -> None:

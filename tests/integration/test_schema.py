@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -21,6 +23,7 @@ from command import receive as receiving
 from command import watch
 from projector import heartbeat, order, outbox, projection, sequencer
 from query import audit, stream, system, trail
+from tests.servers import ROOT
 
 CATALOG = {
     "columns": """
@@ -104,6 +107,15 @@ def test_several_migrate_at_once_and_each_succeeds(empty_url: str) -> None:
     assert failures == []
     with database.connect(empty_url, "test") as connection:
         database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
+
+
+def test_alembic_is_loaded_only_where_there_is_something_to_migrate(empty_url: str) -> None:
+    program = (
+        "import sys; from chronicle import database; database.migrate(sys.argv[1]); print('alembic' in sys.modules)"
+    )
+    for loaded in ("True\n", "False\n"):
+        command = [sys.executable, "-c", program, empty_url]
+        assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == loaded
 
 
 def test_a_schema_of_another_version_is_named(db: psycopg.Connection[Any]) -> None:
