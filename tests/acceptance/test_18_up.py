@@ -51,8 +51,9 @@ def make_stack(home: Path) -> Iterator[MakeStack]:
 
 
 @pytest.fixture
-def stack(make_stack: MakeStack) -> Stack:
+def stack(make_stack: MakeStack, home: Path, copy_home: Callable[[Path], None]) -> Stack:
     """A system that runs."""
+    copy_home(home)
     stack = make_stack()
     stack.start()
     return stack
