@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -188,13 +188,12 @@ def head() -> str:
 def migrate(url: str) -> None:
     """Brings the schema to `head`; safe when several run at once (they take turns). Raises ChronicleError."""
     options = _options("migrate", url, statement_timeout="0", lock_timeout="0")
-    connect = functools.partial(psycopg.connect, url, **options)
     try:
-        with connect(autocommit=True) as connection:
+        with psycopg.connect(url, autocommit=True, **options) as connection:
             pooler.refuse(connection.info, connection.execute("SELECT pg_backend_pid()").fetchone())
             connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
             if _version(connection) != head():
-                _upgrade(connect)
+                _upgrade(connection)
             with connection.transaction():
                 roles.grant(connection)
                 roles.warn_of_missing(connection)
@@ -212,21 +211,25 @@ def _version(connection: psycopg.Connection[Any]) -> Any:
         return None
 
 
-def _upgrade(connect: Callable[[], psycopg.Connection[Any]]) -> None:
-    """Runs the migrations that are missing, on a connection of Alembic's own."""
+def _upgrade(connection: psycopg.Connection[Any]) -> None:
+    """Runs the migrations that are missing, in the session that holds the lock."""
     import sqlalchemy  # noqa: PLC0415
 
     from alembic import command, config  # noqa: PLC0415
 
     alembic = config.Config()
     alembic.set_main_option("script_location", str(scripts()).replace("%", "%%"))
-    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=connect, poolclass=sqlalchemy.NullPool)
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg://", creator=lambda: connection, poolclass=sqlalchemy.StaticPool
+    )
+    connection.autocommit = False
     try:
-        with engine.connect() as connection:
-            alembic.attributes["connection"] = connection
+        with engine.connect() as session:
+            alembic.attributes["connection"] = session
             command.upgrade(alembic, "head")
     except sqlalchemy.exc.DBAPIError as error:
         raise DatabaseAway(f"cannot migrate: {_first_line(error.orig or error)}") from error
+    connection.autocommit = True
 
 
 def check_schema(version: Sequence[Any] | None) -> None:
