@@ -192,7 +192,10 @@ def migrate(url: str) -> None:
         with psycopg.connect(url, autocommit=True, **options) as connection:
             pooler.refuse(connection.info, connection.execute("SELECT pg_backend_pid()").fetchone())
             connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
-            if _version(connection) != head():
+            found = _version(connection)
+            if found and found > head():
+                check_schema([found])
+            if found != head():
                 _upgrade(connection)
             with connection.transaction():
                 roles.grant(connection)
@@ -236,7 +239,8 @@ def check_schema(version: Sequence[Any] | None) -> None:
     """Takes the row of SCHEMA_VERSION; raises SchemaBehind where it is not the one that this code needs."""
     found = version[0] if version else "none"
     if found != head():
-        raise SchemaBehind(f"the schema is at {found}, this version needs {head()}: run `chronicle migrate`")
+        way = "run a newer ChronicleWeaver" if version and found > head() else "run `chronicle migrate`"
+        raise SchemaBehind(f"the schema is at {found}, this version needs {head()}: {way}")
 
 
 DURABILITY = """

@@ -118,10 +118,18 @@ def test_alembic_is_loaded_only_where_there_is_something_to_migrate(empty_url: s
         assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == loaded
 
 
-def test_a_schema_of_another_version_is_named(db: psycopg.Connection[Any]) -> None:
-    db.execute("UPDATE alembic_version SET version_num = '0000'")
-    with pytest.raises(SchemaBehind, match="0000"):
+@pytest.mark.parametrize(("version", "way"), [("0000", "run `chronicle migrate`"), ("9999", "run a newer ")])
+def test_a_schema_of_another_version_is_named(db: psycopg.Connection[Any], version: str, way: str) -> None:
+    db.execute("UPDATE alembic_version SET version_num = %s", [version])
+    with pytest.raises(SchemaBehind, match=f"is at {version}, .*: {way}"):
         database.check_schema(db.execute(database.SCHEMA_VERSION).fetchone())
+
+
+def test_a_newer_schema_is_left_as_it_is(database_url: str, db: psycopg.Connection[Any]) -> None:
+    db.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaBehind, match="run a newer ChronicleWeaver"):
+        database.migrate(database_url)
+    assert database.value(db, database.SCHEMA_VERSION) == "9999"
 
 
 def test_a_database_that_is_not_there_is_one_clear_error() -> None:
