@@ -1,6 +1,6 @@
 // One event a request, 30 % of them duplicates: k6 run -e AGGREGATOR_URL=http://localhost:8080 -e VUS=20 -e DURATION=60s
 import http from "k6/http";
-import { check, sleep } from "k6";
+import { sleep } from "k6";
 import { Counter, Gauge } from "k6/metrics";
 
 const url = __ENV.AGGREGATOR_URL || "http://localhost:8080";
@@ -12,14 +12,22 @@ const settled = new Gauge("settled_ms"); // from the end of the load until the l
 export const options = {
   vus: Number(__ENV.VUS || 20),
   duration: __ENV.DURATION || "60s",
+  // k6 shares the machine with what it measures, so it reads no answers, keeps its cookie jar, and checks nothing twice:
+  // http_req_failed below counts what was not accepted.
+  discardResponseBodies: true,
+  noCookiesReset: true,
   thresholds: {
     "http_req_duration{scenario:default}": ["p(95)<500"],
     "http_req_failed{scenario:default}": ["rate<0.01"],
   },
 };
 
+function readStats() {
+  return http.get(`${url}/stats`, { responseType: "text" }).json();
+}
+
 export function setup() {
-  return { before: http.get(`${url}/stats`).json(), begun: Date.now() };
+  return { before: readStats(), begun: Date.now() };
 }
 
 let sent = 0;
@@ -41,7 +49,7 @@ function event() {
 
 export default function () {
   const answer = http.post(`${url}/publish`, `{"events": [${event()}]}`, { headers });
-  if (check(answer, { "accepted": (r) => r.status === 200 })) published.add(1);
+  if (answer.status === 200) published.add(1);
   sleep(0.01);
 }
 
@@ -49,7 +57,7 @@ export function teardown({ before, begun }) {
   const ended = Date.now();
   let stats = before;
   do {
-    stats = http.get(`${url}/stats`).json();
+    stats = readStats();
   } while (stats.in_flight > 0 && Date.now() - ended < 30000);
   settled.add(Date.now() - ended);
   const received = stats.received - before.received;
