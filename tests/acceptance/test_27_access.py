@@ -13,6 +13,7 @@ import httpx2
 import psycopg
 import pytest
 from api import Api, event, fresh, problems
+from publisher_runs import kept, publish
 from servers import Stack, eventually, free_port, own_environment
 
 PUBLISH, READ, ADMIN, ROTATED = (f"{name}-0123456789abcdef" for name in ("publish", "read", "admin", "rotated"))
@@ -93,10 +94,13 @@ def test_without_a_key_the_publisher_is_refused_and_does_not_try_again(guarded: 
     file.write_text(
         '{"event_id": "e", "topic": "t", "source": "s", "payload": {}, "timestamp": "2025-01-01T00:00:00Z"}\n'
     )
-    result = chronicle("publish", "--file", str(file), AGGREGATOR_URL=guarded.url, CHRONICLE_API_KEY="wrong-" + READ)
-    assert result.returncode == 1
-    assert "401" in result.stdout
-    assert READ not in result.stdout + result.stderr
+    where = tmp_path / "run"
+    where.mkdir()
+    code, output = publish(guarded.url, where, "--file", str(file), CHRONICLE_API_KEY="wrong-" + READ)
+    assert code == 1
+    assert "401" in output
+    assert READ not in output
+    assert [spill.read_text() for spill in kept(where)] == [file.read_text()]
 
 
 def test_no_secret_is_in_any_log_or_file_of_the_home(guarded: Stack, client: Api) -> None:
