@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from loadtest import chart, growth, k6, latency, rates, report
+from loadtest import chart, growth, k6, latency, rates, report, waits
 from loadtest.goals import Figures
 from tests.servers import ROOT
 
@@ -18,6 +18,7 @@ PARTS: dict[str, Callable[[Figures, argparse.Namespace], Figures]] = {
     "afternoon": lambda _, given: rates.of_afternoon([rates.BULK, rates.HUNDREDS], given.scale),
     "growth": lambda _, given: growth.to(given.growth, given.scale, given.runs),
     "k6": lambda _, given: k6.run(given.scale),
+    "waits": lambda _, given: waits.of_sessions(given.scale),
 }
 """In the order in which they run; each is given what the same run has found before it."""
 

@@ -17,7 +17,7 @@ from loadtest import chart, client, report, workload
 from loadtest.goals import GOALS
 from tests.servers import ROOT, own_environment
 
-PARTS = "bulk,single,latency,afternoon,growth"
+PARTS = "bulk,single,latency,afternoon,growth,waits"
 """All but k6, whose package `make bench` alone installs."""
 
 
