@@ -50,7 +50,7 @@ def waiting(connection: psycopg.Connection[Any], batch_ids: Collection[UUID]) ->
 
 
 def count_attempt(connection: psycopg.Connection[Any], batch_ids: Collection[UUID]) -> dict[UUID, Batch]:
-    """Those of the batches that wait to be projected; for each it is noted that it came back once more."""
+    """Those of the batches that wait and that nobody holds; for each it is noted that it came back once more."""
     if not batch_ids:
         return {}
     with database.ours():
@@ -63,13 +63,17 @@ def forgive_attempt(connection: psycopg.Connection[Any], group: Iterable[Batch])
         connection.execute(FORGIVE_ATTEMPT, {"batch_ids": [batch.batch_id for batch in group]})
 
 
-def overdue(connection: psycopg.Connection[Any]) -> list[UUID]:
+def overdue(connection: psycopg.Connection[Any], at_hand: Collection[UUID]) -> list[UUID]:
     """Some of the batches that have waited too long: a random few of the oldest, so that workers spread.
 
-    No more than one transaction takes: what is counted as tried must not wait, for others would try it meanwhile.
+    Too long is OVERDUE_SECONDS, and so much longer than the batches `at_hand`, whose tickets have just come: of those
+    behind them the tickets are still to come. No more than one transaction takes: what is counted as tried must not
+    wait, for others would try it meanwhile.
     """
     with database.ours():
-        oldest = connection.execute(OVERDUE, {"seconds": OVERDUE_SECONDS}, prepare=True).fetchall()
+        oldest = connection.execute(
+            OVERDUE, {"seconds": OVERDUE_SECONDS, "at_hand": UuidArray(at_hand)}, prepare=True
+        ).fetchall()
     chosen = random.sample(oldest, min(MOST_OVERDUE, len(oldest)))
     sums = itertools.accumulate(event_count for _, event_count in chosen)
     few = [batch_id for (batch_id, _), events in zip(chosen, sums, strict=True) if events <= MOST_EVENTS]
@@ -115,9 +119,13 @@ def _batches(rows: Iterable[tuple[UUID, int, int, float]]) -> dict[UUID, Batch]:
 
 
 OVERDUE = """
+WITH front AS MATERIALIZED (
+    SELECT least(clock_timestamp(), min(received_at)) AS received_at
+    FROM (SELECT received_at FROM outbox WHERE batch_id = ANY (%(at_hand)s::uuid[]) OFFSET 0) AS at_hand
+)
 SELECT batch_id, event_count FROM outbox
-WHERE received_at < clock_timestamp() - make_interval(secs => %(seconds)s)
-  AND received_at < clock_timestamp() - make_interval(secs => %(seconds)s * power(2, least(attempts, 3)))
+WHERE received_at < (SELECT received_at FROM front) - make_interval(secs => %(seconds)s)
+  AND received_at < (SELECT received_at FROM front) - make_interval(secs => %(seconds)s * power(2, least(attempts, 3)))
 ORDER BY received_at
 LIMIT 256
 """
@@ -133,7 +141,7 @@ and no join below: with either PostgreSQL read all that waits."""
 
 COUNT_ATTEMPT = """
 WITH held AS (
-    SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE
+    SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE SKIP LOCKED
 )
 UPDATE outbox SET attempts = attempts + 1 WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM held))
 RETURNING batch_id, event_count, attempts, extract(epoch FROM clock_timestamp() - received_at)::float8

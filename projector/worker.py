@@ -133,10 +133,10 @@ class Worker:
     ) -> bool:
         """Projects what the tickets name; `again`: they were handed out before, and nobody acknowledged them."""
         batch_ids = list(tickets.values())
-        returned = batch_ids if again else []
+        returned, fresh = (batch_ids, []) if again else ([], batch_ids)
         if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
-            returned = [*returned, *outbox.overdue(connection)]
+            returned = [*returned, *outbox.overdue(connection, fresh)]
         # Counted, and committed, before the try: also a try that ends this process counts. And tried first: until it
         # is claimed, others may count it as well.
         batches = outbox.count_attempt(connection, returned) | outbox.waiting(connection, batch_ids)

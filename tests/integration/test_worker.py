@@ -433,7 +433,30 @@ async def test_a_worker_counts_no_more_overdue_batches_than_it_tries_at_once(
 ) -> None:
     await receive(database_url, *[[event(f"e{number}")] for number in range(5)])
     db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute', event_count = %s", [size])
-    assert len(set(outbox.overdue(db))) == taken
+    assert len(set(outbox.overdue(db, []))) == taken
+
+
+async def test_in_a_backlog_only_what_is_older_than_the_tickets_that_come_is_overdue(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    """Or workers would take from each other what their next tickets name, and wait for it."""
+    lost, *batch_ids = await receive(database_url, *([event(f"e{number}")] for number in range(5)))
+    db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute'")
+    assert set(outbox.overdue(db, [])) == {lost, *batch_ids}
+    assert outbox.overdue(db, batch_ids[1:3]) == []
+    db.execute("UPDATE outbox SET received_at = received_at - interval '2 seconds' WHERE batch_id = %s", [lost])
+    assert outbox.overdue(db, batch_ids[1:3]) == [lost]
+    assert set(outbox.overdue(db, [new_batch_id()])) == {lost, *batch_ids}
+
+
+async def test_what_another_worker_holds_is_neither_waited_for_nor_counted(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    held, free = await receive(database_url, [event("a")], [event("b")])
+    with database.connect(database_url, "test") as other, db.transaction(force_rollback=True):
+        db.execute("DELETE FROM outbox WHERE batch_id = %s", [held])
+        assert outbox.count_attempt(other, [held, free]).keys() == {free}
+    assert db.execute("SELECT batch_id FROM outbox WHERE attempts > 0").fetchall() == [(free,)]
 
 
 async def test_workers_get_worker_ids_of_their_own_and_free_ones_again(workers: Callable[[], Worker]) -> None:
