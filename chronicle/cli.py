@@ -111,7 +111,7 @@ def query(host: Host = "127.0.0.1", port: Port = 8082) -> None:
     settings = Settings.load()
     keyring = keys.load(settings, host)
     broker = settings.redis_url or runfile.read(settings.chronicle_home).get("broker", {}).get("url")
-    app = create_app(settings, _read_database(settings), broker, publish=True, keyring=keyring)
+    app = create_app(settings, _read_database(settings), broker, keyring=keyring)
     http.serve(app, ports.listen(host, port))
 
 
@@ -128,7 +128,7 @@ def api(fd: Annotated[int, typer.Option(help="A listening socket.")]) -> None:
     listener = socket.socket(fileno=fd)
     keyring = keys.load(settings, listener.getsockname()[0])
     command = command_app(settings, database_url, redis_url, keyring=keyring)
-    query = query_app(settings, _read_database(settings), redis_url, publish=True, keyring=keyring)
+    query = query_app(settings, _read_database(settings), redis_url, keyring=keyring)
     http.serve(http.front_door(command, query), listener, command.state.refuses)
 
 

@@ -27,6 +27,9 @@ from chronicle.connections import RETRY_AFTER_SECONDS, Connection, Refuses, requ
 from chronicle.errors import ChronicleError, InvalidRequest, Problem
 
 MOST_PROBLEMS = 10
+FINISH_SECONDS = 2
+"""What waits longer when the service stops is answered 503: `up` ends a process after 3 s."""
+
 STOP_SECONDS = 8
 HEAD = "chronicle.head"
 """In the scope of a GET request that was sent as HEAD: for routes whose answer has no end."""
@@ -211,7 +214,7 @@ async def _lifespan(apps: Sequence[FastAPI], receive: Receive, send: Send) -> No
 
 
 def serve(app: ASGIApp, listener: socket.socket, refuses: Refuses | None = None) -> None:
-    """Answers on the socket until SIGTERM or SIGINT; then requests under way are finished, for 3 s at most."""
+    """Answers on the socket until SIGTERM or SIGINT; then what is under way has FINISH_SECONDS to finish."""
     config = uvicorn.Config(
         app,
         http=Connection,
@@ -222,7 +225,7 @@ def serve(app: ASGIApp, listener: socket.socket, refuses: Refuses | None = None)
         proxy_headers=False,
         lifespan="on",
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=FINISH_SECONDS,
     )
     Server(config, listener, refuses).run()
 

@@ -128,16 +128,15 @@ def _secure(schema: dict[str, Any], *, closed: bool) -> None:
                 operation["responses"] = operation["responses"] | REFUSALS
 
 
-def describe(app: FastAPI, *, publish: bool, keyring: Keyring = ()) -> None:
-    """Gives the application its document; with `publish`, the route that FastAPI does not see."""
+def describe(app: FastAPI, *, keyring: Keyring = ()) -> None:
+    """Gives the application its document, with POST /publish, a route that FastAPI does not see."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(
                 title="ChronicleWeaver", version=app.version, routes=app.routes, description=DESCRIPTION
             )
-            if publish:
-                schema["paths"] = {"/publish": deepcopy(PUBLISH)} | schema["paths"]
+            schema["paths"] = {"/publish": deepcopy(PUBLISH)} | schema["paths"]
             for operation in (operation for path in schema["paths"].values() for operation in path.values()):
                 operation["responses"] = EVERYWHERE | operation["responses"]
             _secure(schema, closed=bool(keyring))

@@ -33,7 +33,9 @@ class Settings(BaseSettings):
     chronicle_home: Path = Field(
         default=Path(".chronicle"), description="data and logs of the embedded servers, run.json"
     )
-    aggregator_url: str = Field(default="http://localhost:8080", description="publisher, tail: where the service is")
+    aggregator_url: str = Field(
+        default="http://localhost:8080", description="publisher, tail, status: where the service is"
+    )
     event_count: int = Field(default=20_000, ge=0, description="publisher: events to generate")
     duplicate_ratio: float = Field(default=0.3, ge=0, lt=1, description="publisher: share of duplicates among them")
     batch_size: int = Field(default=1000, ge=1, description="publisher: events a request")

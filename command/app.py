@@ -83,7 +83,7 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
         """What Prometheus reads of this service."""
         return metrics.answer(metrics.build("command"))
 
-    openapi.describe(app, publish=True, keyring=keyring)
+    openapi.describe(app, keyring=keyring)
     return app
 
 

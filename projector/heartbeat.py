@@ -18,7 +18,7 @@ BEAT = """
 WITH forgotten AS (
     DELETE FROM workers
     WHERE worker_id <> %(worker_id)s
-      AND (worker_id = %(former)s::int OR seen_at < clock_timestamp() - interval '1 hour')
+      AND (worker_id = %(former)s::int AND process = %(process)s OR seen_at < clock_timestamp() - interval '1 hour')
 )
 INSERT INTO workers (worker_id, process, started_at, seen_at, state, projected_at)
 VALUES (%(worker_id)s, %(process)s, clock_timestamp(), clock_timestamp(), %(state)s,

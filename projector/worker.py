@@ -184,9 +184,10 @@ class Worker:
         return tickets
 
     def _redis_failed(self, error: Exception) -> dict[str, UUID]:
+        self._own_pending = True
         if not self._redis_away:
             log.warning("Redis away: batches are taken from the outbox", worker_id=self.worker_id, error=str(error))
-            self._redis_away = self._own_pending = True
+            self._redis_away = True
         return {}
 
     def _make_group(self) -> None:

@@ -33,13 +33,9 @@ def create_app(
     database_url: str,
     redis_url: str | None = None,
     *,
-    publish: bool = False,
     keyring: Keyring = (),
 ) -> FastAPI:
-    """The service over a database; nothing is opened before it runs. The broker, where it is known, is only looked at.
-
-    `publish` says that POST /publish is answered at the same address, so that the OpenAPI document covers it.
-    """
+    """The service over a database; nothing is opened before it runs. The broker, where known, is only looked at."""
     client = broker.connect_async(redis_url) if redis_url else None
     pool = database.read_pool(database_url, "query", POOL_SIZE)
     started = time.monotonic()
@@ -57,7 +53,7 @@ def create_app(
     async def snapshot(
         work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Answer]], seconds: float = ANSWER_SECONDS
     ) -> Answer:
-        """Runs the work, which is one statement and so one snapshot, on a session of the pool, in bounded time."""
+        """Runs the work on a session of the pool, in bounded time. Each statement of it is a snapshot of its own."""
         task = asyncio.create_task(_on_a_live_session(pool, work))
         await asyncio.wait({task}, timeout=seconds)
         if not task.done():
@@ -144,7 +140,7 @@ def create_app(
         """The five counters in all, by topic and by worker."""
         return await snapshot(stats.summary)
 
-    openapi.describe(app, publish=publish, keyring=keyring)
+    openapi.describe(app, keyring=keyring)
     return app
 
 

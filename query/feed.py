@@ -32,7 +32,11 @@ MOST_READS = 4
 """Pages that a process reads at a time, so that there are sessions left for other routes."""
 
 NOW = "now"
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""A gateway must pass each message on at once: nginx, for one, would gather them."""
+
+TROUBLE = (ChronicleError, psycopg.Error)
+"""What passes: the next look may do better."""
 
 log = logs.get(__name__)
 
@@ -44,7 +48,7 @@ class Feed:
     """What all subscribers of a process share: one poll for news, and the pages that several of them want at once."""
 
     def __init__(self, snapshot: Callable[[Work], Awaitable[Any]]) -> None:
-        """`snapshot` runs one statement on a session of the pool, in bounded time."""
+        """`snapshot` runs work on a session of the pool, in bounded time."""
         self._snapshot = snapshot
         self._turn = asyncio.Semaphore(MOST_READS)
         self._asking: dict[Hashable, asyncio.Task[Any]] = {}
@@ -63,7 +67,7 @@ class Feed:
         if self._subscribers >= MOST_SUBSCRIBERS:
             raise Overloaded(f"at most {MOST_SUBSCRIBERS} subscribers: try again later")
         if request.scope.get(http.HEAD):
-            return EventSourceResponse((), headers=HEADERS)
+            return EventSourceResponse((), headers=STREAM_HEADERS)
         position = end if after == NOW else int(after)
         return Subscription(self, tuple(sorted(set(topics))), position)
 
@@ -115,7 +119,7 @@ class Feed:
 
         try:
             return await self._once((topics, after), read)
-        except ChronicleError:
+        except TROUBLE:
             return Page(after, [])
 
     async def _once(self, what: Hashable, ask: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -132,10 +136,10 @@ class Feed:
             task.exception()  # of which those who still wait hear by themselves
 
     async def _say(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Logs when PostgreSQL begins to be away."""
+        """Logs when PostgreSQL begins to be away, or to refuse."""
         try:
             answer = await ask()
-        except ChronicleError as error:
+        except TROUBLE as error:
             if not self._waits:
                 log.warning("subscribers wait", error=str(error))
             self._waits = True
@@ -145,7 +149,7 @@ class Feed:
 
     async def _poll(self) -> None:
         while True:
-            with suppress(ChronicleError):
+            with suppress(*TROUBLE):
                 await self._look()
             await asyncio.sleep(POLL_SECONDS)
 
@@ -173,7 +177,7 @@ class Subscription(EventSourceResponse):
     def __init__(self, feed: Feed, topics: Topics, after: int) -> None:
         self._feed = feed
         self._messages = feed.messages(topics, after)
-        super().__init__(self._messages, headers=HEADERS)
+        super().__init__(self._messages, headers=STREAM_HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Writes until the subscriber goes, or the server stops."""

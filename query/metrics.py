@@ -31,7 +31,7 @@ def of_database(seen: Look | None) -> Iterator[Metric]:
     yield _gauge("outbox_batches", "Batches in flight.", seen.batches)
     yield _gauge("outbox_oldest_age_seconds", "How long the oldest batch in flight has waited.", seen.oldest)
     yield _gauge("workers_alive", "Projector workers with a fresh heartbeat.", len(seen.alive()))
-    yield _gauge("workers_silent", "Projector workers that stopped to beat without a goodbye.", len(seen.silent()))
+    yield _gauge("workers_silent", "Projector workers that no longer beat, and said no goodbye.", len(seen.silent()))
     ages = GaugeMetricFamily(
         "chronicle_worker_heartbeat_age_seconds", "How long ago a projector worker last beat.", labels=["worker_id"]
     )

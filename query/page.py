@@ -20,14 +20,12 @@ from chronicle import assets, http, logs
 from chronicle.errors import ChronicleError
 from query import history, snapshot
 from query.broadcast import Broadcast
+from query.feed import STREAM_HEADERS
 from query.parameters import WHOLE
 from query.watch import LOOK_SECONDS, Snapshot
 
 HERE = Path(__file__).parent / "assets"
 GREETING = {"message": "ChronicleWeaver is running...", "docs": "/docs"}
-
-STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""A gateway must pass each frame on at once: nginx, for one, would gather them."""
 
 ROOT: dict[int | str, dict[str, Any]] = {
     200: {"description": "That it runs; to browsers, a page that shows it", "content": {"text/html": {}}}

@@ -1,4 +1,7 @@
-"""What the page shows: the books, topics, workers, outbox and queue as they are now. Counters, never counted rows."""
+"""What the page shows: the books, topics, workers, outbox and queue as they are now.
+
+From counters: of rows only those of the outbox are counted, to tell whether the books balance.
+"""
 
 from __future__ import annotations
 

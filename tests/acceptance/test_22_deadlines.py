@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,3 +113,14 @@ def test_the_stop_is_bounded_while_postgresql_stands_still(own_stack: Stack) -> 
         began = time.monotonic()
         own_stack.stop(timeout=12)
         assert time.monotonic() - began < 11
+
+
+def test_who_still_waits_when_the_service_stops_is_told_to_come_again(own_stack: Stack) -> None:
+    head = "POST /publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+    with socket.create_connection(("127.0.0.1", own_stack.port), timeout=30) as client:
+        client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 100 ")
+        assert own_stack.stop() == 0
+        answer = client.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: " in answer.lower()

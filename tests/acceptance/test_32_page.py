@@ -128,7 +128,7 @@ def test_who_watches_does_not_hold_up_the_stop(own_stack: Stack, own_api: Api) -
     own_stack.start()
     stream = frames(own_api)
     next(stream)
-    # Requests under way are waited for, for 3 s; a stream would be under way for ever.
+    # Requests under way are waited for, for 2 s; a stream would be under way for ever.
     assert stopping(own_stack) < alone + 2
     assert len(list(stream)) < 10
 

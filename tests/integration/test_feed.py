@@ -140,6 +140,29 @@ async def test_one_poll_serves_all_and_none_runs_without_subscribers(
         eventually(lambda: time.monotonic() - asked[-1] > 5 * feed.POLL_SECONDS)
 
 
+async def test_subscribers_get_what_comes_after_postgresql_refused_to_answer(
+    database_url: str, db: psycopg.Connection[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+    look = feed.Feed._look
+
+    async def noted(self: feed.Feed) -> int:
+        try:
+            return await look(self)
+        except psycopg.Error as error:
+            refused.append(error)
+            raise
+
+    monkeypatch.setattr(feed.Feed, "_look", noted)
+    with serving(database_url) as port, Subscriber(port) as subscriber:
+        subscriber.block()
+        db.execute("ALTER TABLE stream RENAME COLUMN sequence TO absent")
+        eventually(lambda: len(refused) >= 2)
+        db.execute("ALTER TABLE stream RENAME COLUMN absent TO sequence")
+        await store(database_url, event("a"))
+        assert subscriber.event_id() == "a"
+
+
 async def test_more_subscribers_than_there_may_be_are_told_to_come_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

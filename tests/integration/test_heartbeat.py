@@ -115,8 +115,11 @@ def test_a_worker_under_another_number_leaves_no_row_behind_and_old_ones_go(
     assert workers(db) == {5: "idle", 59: "idle", 90: "idle"}
     beats.beat(db, 7, "busy")
     assert workers(db) == {5: "idle", 7: "busy", 59: "idle"}
+    db.execute("UPDATE workers SET process = 'other:1' WHERE worker_id = 7")
+    beats.beat(db, 8, "busy")
+    assert workers(db) == {5: "idle", 7: "busy", 8: "busy", 59: "idle"}
     beats.stop(db)
-    assert workers(db).keys() == {5, 59}
+    assert workers(db).keys() == {5, 7, 59}
 
 
 def test_a_goodbye_takes_no_row_that_is_another_processs_by_now(database_url: str, db: psycopg.Connection[Any]) -> None:

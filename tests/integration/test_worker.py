@@ -308,6 +308,28 @@ async def test_own_pending_tickets_are_taken_back_at_the_start(
     until_empty(worker, client)
 
 
+async def test_tickets_of_a_reply_that_is_lost_just_after_an_outage_are_taken_back(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    worker.run_once()  # makes the group
+    for _ in range(2):  # the first is the outage; the second comes when the worker has found nothing pending
+        cut_while_it_reads(worker, client)
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    client.xreadgroup(broker.GROUP, f"worker-{worker.worker_id}", {broker.STREAM: ">"})
+    worker.run_once()
+    assert left(client) == (0, 0)
+    assert in_flight(db) == 0
+
+
+def cut_while_it_reads(worker: Worker, client: redis.Redis) -> None:
+    """The worker loses its connection to Redis while it waits for tickets."""
+    reading = threading.Thread(target=worker.run_once)
+    reading.start()
+    eventually(lambda: client.info("clients")["blocked_clients"] == 1, every=0.005)
+    assert client.client_kill_filter(_type="normal", skipme=True)
+    reading.join()
+
+
 async def test_an_entry_that_names_no_batch_is_thrown_away(
     worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:

@@ -23,7 +23,7 @@ KEYRING = keys.load(SETTINGS, "127.0.0.1")
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 
 COMMAND = command_app(SETTINGS, NOWHERE, "redis://127.0.0.1:1", keyring=KEYRING)
-QUERY = query_app(SETTINGS, NOWHERE, publish=True, keyring=KEYRING)
+QUERY = query_app(SETTINGS, NOWHERE, keyring=KEYRING)
 APPS = {"command": COMMAND, "query": QUERY, "front door": http.front_door(COMMAND, QUERY)}
 
 NEEDED = {
@@ -281,7 +281,7 @@ def test_the_document_names_the_schemes_and_what_each_operation_asks_for(app: Fa
 
 
 def test_without_keys_everything_is_open_and_the_document_says_so() -> None:
-    app = query_app(Settings(), NOWHERE, publish=True)
+    app = query_app(Settings(), NOWHERE)
     client = TestClient(app, raise_server_exceptions=False)
     assert client.get("/stats").status_code == 503
     document = client.get("/openapi.json").json()
