@@ -81,11 +81,21 @@ CHECKS = (
         2,
         "a duplicate has the payload that is stored, a conflict another",
         """
-        SELECT d.reason || ': ' || d.topic || ' / ' || d.event_id || ' in batch ' || d.batch_id
-        FROM dropped_events d
-        JOIN received_events e ON e.batch_id = d.batch_id AND e.position = d.position
-        JOIN processed_events p ON p.event_id = d.event_id AND p.topic = d.topic
-        WHERE (e.payload::text = p.payload::text OR e.payload::jsonb = p.payload::jsonb) <> (d.reason = 'duplicate')
+        WITH compared AS MATERIALIZED (
+            SELECT d.reason, d.topic, d.event_id, d.batch_id,
+                   CASE WHEN e.payload::text <> p.payload::text THEN e.payload END AS differs
+            FROM dropped_events d
+            JOIN received_events e ON e.batch_id = d.batch_id AND e.position = d.position
+            JOIN processed_events p ON p.event_id = d.event_id AND p.topic = d.topic
+            WHERE e.payload::text <> p.payload::text OR d.reason <> 'duplicate'
+        ), stored AS MATERIALIZED (
+            SELECT event_id, topic, payload::jsonb AS payload FROM processed_events
+            WHERE (topic, event_id) IN (SELECT topic, event_id FROM compared WHERE differs IS NOT NULL)
+        )
+        SELECT reason || ': ' || topic || ' / ' || event_id || ' in batch ' || batch_id
+        FROM compared
+        WHERE (differs IS NULL OR (topic, event_id, differs::jsonb) IN (SELECT topic, event_id, payload FROM stored))
+              <> (reason = 'duplicate')
         """,
     ),
     Check(3, "the counters say what the ledger says", _same_rows("stats")),

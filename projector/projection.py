@@ -69,12 +69,9 @@ FATES = {PROCESSED: "PROCESSED", DROPPED: "DROPPED", FAILED: "FAILED"}
 join, so no plan to get wrong."""
 
 RECORD_OUTCOME = """
-WITH judged AS MATERIALIZED (
+WITH lost AS MATERIALIZED (
     SELECT l.batch_id, l.position, l.event_id, l.topic, l.error,
-           CASE WHEN l.error IS NULL THEN 'DROPPED' ELSE 'FAILED' END AS action,
-           CASE WHEN l.error IS NOT NULL THEN NULL
-                WHEN l.payload::text = p.payload::text OR l.payload::jsonb = p.payload::jsonb THEN 'duplicate'
-                ELSE 'conflict' END AS reason
+           CASE WHEN l.error IS NULL AND l.payload::text IS DISTINCT FROM p.payload::text THEN l.payload END AS differs
     FROM (
         SELECT b.batch_id, e.position, e.event_id, e.topic, e.payload,
                %(errors)s::jsonb ->> e.position::text AS error
@@ -93,6 +90,22 @@ WITH judged AS MATERIALIZED (
         WHERE stored.event_id = l.event_id AND stored.topic = l.topic
         OFFSET 0
     ) AS p ON l.error IS NULL
+), stored AS MATERIALIZED (
+    SELECT k.event_id, k.topic, p.payload::jsonb AS payload
+    FROM (SELECT DISTINCT event_id, topic FROM lost WHERE differs IS NOT NULL) AS k
+    CROSS JOIN LATERAL (
+        SELECT stored.payload FROM processed_events stored
+        WHERE stored.event_id = k.event_id AND stored.topic = k.topic
+        OFFSET 0
+    ) AS p
+), judged AS MATERIALIZED (
+    SELECT batch_id, position, event_id, topic, error,
+           CASE WHEN error IS NULL THEN 'DROPPED' ELSE 'FAILED' END AS action,
+           CASE WHEN error IS NOT NULL THEN NULL
+                WHEN differs IS NULL THEN 'duplicate'
+                WHEN (event_id, topic, differs::jsonb) IN (SELECT event_id, topic, payload FROM stored) THEN 'duplicate'
+                ELSE 'conflict' END AS reason
+    FROM lost
 ), dropped AS (
     INSERT INTO dropped_events (event_id, topic, batch_id, position, reason)
     SELECT event_id, topic, batch_id, position, reason FROM judged WHERE action = 'DROPPED'
@@ -158,6 +171,8 @@ ON CONFLICT (topic, lane) DO UPDATE SET
     failed = stats.failed + excluded.failed,
     conflicts = stats.conflicts + excluded.conflicts
 """
+"""A stored payload is read as `jsonb` once for each key, and looked up in a hash table (IN): to read it anew for each
+event that repeats its key could take longer than any statement may."""
 
 READ_PAYLOADS = """
 SELECT count(payload::jsonb) FROM received_events

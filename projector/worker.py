@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 import redis
+from psycopg import errors as pg
 
 from chronicle import broker, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway
@@ -24,6 +25,8 @@ SWEEP_SECONDS = 2.0
 
 APART, NO_MORE = 3, 30
 """A batch that came back so often is projected event by event, then no more: its events become FAILED."""
+
+GIVEN_UP = "given up: {} attempts ended the session or took too long"
 
 ABANDONED_MILLISECONDS = 10_000
 PAUSE_SECONDS = 0.2
@@ -233,11 +236,11 @@ class Worker:
             self._redis_failed(error)
 
     def _project(self, connection: psycopg.Connection[Any], group: list[Batch], announced: Callable[[], None]) -> None:
-        """Projects a group; where it fails, each batch alone, so that a bad one does not hold up the others."""
+        """Projects a group; where it is refused or takes too long, each batch alone: a bad one holds up no others."""
         batch_id, attempts = group[0].batch_id, group[0].attempts
         try:
             if attempts >= NO_MORE:
-                abandon(connection, batch_id, self.worker_id, f"given up: {attempts} attempts ended the session")
+                abandon(connection, batch_id, self.worker_id, GIVEN_UP.format(attempts))
                 self._note_lag(group)
                 log.error("batch given up", **self._about(connection, [batch_id]), attempts=attempts)
             elif attempts >= APART:
@@ -249,12 +252,11 @@ class Worker:
                 projected = set(project(connection, [batch.batch_id for batch in group], self.worker_id, announced))
                 self._note_lag(batch for batch in group if batch.batch_id in projected)
             self._projected.set()
-        except psycopg.OperationalError as error:
-            metrics.PROJECT_FAILURES.inc()
-            self._not_their_fault(connection, group)
-            raise DatabaseAway(str(error).strip()) from error
         except psycopg.Error as error:
             metrics.PROJECT_FAILURES.inc()
+            if isinstance(error, psycopg.OperationalError) and not isinstance(error, pg.QueryCanceled):
+                self._not_their_fault(connection, group)
+                raise DatabaseAway(str(error).strip()) from error
             log.error(
                 "refused", **self._about(connection, [batch.batch_id for batch in group]), error=str(error).strip()
             )

@@ -109,17 +109,21 @@ async def test_a_rebuild_knows_what_was_retried(database_url: str, db: psycopg.C
 KILLER = """
 CREATE FUNCTION killer() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    IF NEW.event_id = 'killer' THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+    IF NEW.event_id = 'killer' THEN {}; END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER killer BEFORE INSERT ON processed_events FOR EACH ROW EXECUTE FUNCTION killer()
 """
+ENDS_THE_SESSION = "PERFORM pg_terminate_backend(pg_backend_pid())"
+TAKES_TOO_LONG = "RAISE EXCEPTION USING ERRCODE = 'query_canceled', MESSAGE = 'statement timeout'"
 
 
-async def test_a_batch_that_ends_its_workers_session_each_time_is_given_up(
-    database_url: str, queue: str, db: psycopg.Connection[Any]
+@pytest.mark.parametrize("each_time", [ENDS_THE_SESSION, TAKES_TOO_LONG])
+async def test_a_batch_that_ends_its_workers_session_or_takes_too_long_each_time_is_given_up(
+    each_time: str, database_url: str, queue: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    db.execute(KILLER)
+    monkeypatch.setattr(outbox, "OVERDUE_SECONDS", 0.02)
+    db.execute(KILLER.format(each_time))
     stop = threading.Event()
     workers = [threading.Thread(target=Worker(database_url, queue, stop).run) for _ in range(2)]
     for worker in workers:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from given import actions, event, receive, until_blocked
 
-from chronicle import database
+from chronicle import database, verify
 from chronicle.ledger import RECORD_QUEUED
 from projector.projection import SESSION, project, project_apart
 
@@ -60,6 +60,21 @@ async def test_payloads_are_compared_by_what_they_mean(database_url: str, db: ps
         project(db, [batch_id], 0)
     reasons = db.execute("SELECT reason FROM dropped_events ORDER BY batch_id").fetchall()
     assert reasons == [("duplicate",), ("conflict",)]
+
+
+async def test_a_large_payload_that_many_conflict_with_is_read_once(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    """Read with each of them, it took longer than a statement may, and the batch stayed in flight for ever."""
+    large = {"items": [{"sku": f"A-{number}", "price": 19.99} for number in range(8000)]}
+    turned = {"items": [{"price": 19.990, "sku": f"A-{number}"} for number in range(8000)]}
+    others = [event("a", payload={"message": f"{number}"}) for number in range(9997)]
+    batch_ids = await receive(database_url, [event("a", payload=large), event("a", payload=turned), *others])
+    with database.connect(database_url, "projector") as session:
+        assert project(session, batch_ids, 0) == batch_ids
+    reasons = db.execute("SELECT reason, count(*) FROM dropped_events GROUP BY reason ORDER BY reason").fetchall()
+    assert reasons == [("conflict", 9997), ("duplicate", 1)]
+    assert not [name for _, name, violations in verify.run(database_url) if violations]
 
 
 async def test_every_event_has_each_fact_once_and_in_order_of_time(
