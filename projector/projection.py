@@ -98,7 +98,7 @@ WITH lost AS MATERIALIZED (
         WHERE stored.event_id = k.event_id AND stored.topic = k.topic
         OFFSET 0
     ) AS p
-), judged AS MATERIALIZED (
+), judged AS NOT MATERIALIZED (
     SELECT batch_id, position, event_id, topic, error,
            CASE WHEN error IS NULL THEN 'DROPPED' ELSE 'FAILED' END AS action,
            CASE WHEN error IS NOT NULL THEN NULL
