@@ -26,6 +26,7 @@ _CONNECTION: dict[str, Any] = {
     "socket_timeout": 3,  # beyond BLOCK_MILLISECONDS: silence for so long is a fault, not an empty stream
     "socket_keepalive": True,
     "decode_responses": True,
+    "encoding_errors": "replace",  # what somebody else has put into the stream need not be UTF-8
 }
 
 

@@ -41,20 +41,25 @@ class Batch(NamedTuple):
     received: float
 
 
-def waiting(connection: psycopg.Connection[Any], batch_ids: Collection[UUID]) -> dict[UUID, Batch]:
-    """Those of the batches that wait to be projected, oldest first."""
+def waiting(
+    connection: psycopg.Connection[Any], batch_ids: Collection[UUID], returned: Collection[UUID] = ()
+) -> list[Batch]:
+    """Those of the batches that wait to be projected, oldest first. `returned` have come back once more just now."""
     if not batch_ids:
-        return {}
+        return []
     with database.ours():
-        return _batches(connection.execute(WAITING, {"batch_ids": UuidArray(batch_ids)}, prepare=True))
+        rows = connection.execute(WAITING, {"batch_ids": UuidArray(batch_ids)}, prepare=True).fetchall()
+    now = time.monotonic()
+    return [Batch(each, size, attempts + (each in returned), now - age) for each, size, attempts, age in rows]
 
 
-def count_attempt(connection: psycopg.Connection[Any], batch_ids: Collection[UUID]) -> dict[UUID, Batch]:
+def count_attempt(connection: psycopg.Connection[Any], batch_ids: Collection[UUID]) -> set[UUID]:
     """Those of the batches that wait and that nobody holds; for each it is noted that it came back once more."""
     if not batch_ids:
-        return {}
+        return set()
     with database.ours():
-        return _batches(connection.execute(COUNT_ATTEMPT, {"batch_ids": UuidArray(batch_ids)}, prepare=True))
+        rows = connection.execute(COUNT_ATTEMPT, {"batch_ids": UuidArray(batch_ids)}, prepare=True)
+        return {batch_id for (batch_id,) in rows}
 
 
 def forgive_attempt(connection: psycopg.Connection[Any], group: Iterable[Batch]) -> None:
@@ -67,8 +72,8 @@ def overdue(connection: psycopg.Connection[Any], at_hand: Collection[UUID]) -> l
     """Some of the batches that have waited too long: a random few of the oldest, so that workers spread.
 
     Too long is OVERDUE_SECONDS, and so much longer than the batches `at_hand`, whose tickets have just come: of those
-    behind them the tickets are still to come. No more than one transaction takes: what is counted as tried must not
-    wait, for others would try it meanwhile.
+    behind them the tickets are still to come. So is what was received at a time to come: a clock was wrong. No more
+    than one transaction takes.
     """
     with database.ours():
         oldest = connection.execute(
@@ -112,22 +117,23 @@ def grouped(batches: Collection[Batch]) -> Iterator[list[Batch]]:
     yield from ([batch] for batch in random.sample(alone, len(alone)))
 
 
-def _batches(rows: Iterable[tuple[UUID, int, int, float]]) -> dict[UUID, Batch]:
-    """The batches that rows of the outbox tell of; the last column is their age in seconds."""
-    now = time.monotonic()
-    return {batch_id: Batch(batch_id, size, attempts, now - age) for batch_id, size, attempts, age in rows}
-
-
 OVERDUE = """
 WITH front AS MATERIALIZED (
     SELECT least(clock_timestamp(), min(received_at)) AS received_at
     FROM (SELECT received_at FROM outbox WHERE batch_id = ANY (%(at_hand)s::uuid[]) OFFSET 0) AS at_hand
 )
-SELECT batch_id, event_count FROM outbox
-WHERE received_at < (SELECT received_at FROM front) - make_interval(secs => %(seconds)s)
-  AND received_at < (SELECT received_at FROM front) - make_interval(secs => %(seconds)s * power(2, least(attempts, 3)))
-ORDER BY received_at
-LIMIT 256
+(
+    SELECT batch_id, event_count FROM outbox
+    WHERE received_at < (SELECT received_at FROM front) - make_interval(secs => %(seconds)s)
+      AND received_at
+          < (SELECT received_at FROM front) - make_interval(secs => %(seconds)s * power(2, least(attempts, 3)))
+    ORDER BY received_at
+    LIMIT 256
+) UNION ALL (
+    SELECT batch_id, event_count FROM outbox
+    WHERE received_at > clock_timestamp() + make_interval(secs => 60)
+    LIMIT 256
+)
 """
 
 WAITING = """
@@ -144,7 +150,7 @@ WITH held AS (
     SELECT batch_id FROM outbox WHERE batch_id = ANY (%(batch_ids)s::uuid[]) ORDER BY batch_id FOR UPDATE SKIP LOCKED
 )
 UPDATE outbox SET attempts = attempts + 1 WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM held))
-RETURNING batch_id, event_count, attempts, extract(epoch FROM clock_timestamp() - received_at)::float8
+RETURNING batch_id
 """
 
 FORGIVE_ATTEMPT = """

@@ -136,16 +136,19 @@ class Worker:
     ) -> bool:
         """Projects what the tickets name; `again`: they were handed out before, and nobody acknowledged them."""
         batch_ids = list(tickets.values())
-        returned, fresh = (batch_ids, []) if again else ([], batch_ids)
+        overdue: set[UUID] = set()
         if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
-            returned = [*returned, *outbox.overdue(connection, fresh)]
-        # Counted, and committed, before the try: also a try that ends this process counts. And tried first: until it
-        # is claimed, others may count it as well.
-        batches = outbox.count_attempt(connection, returned) | outbox.waiting(connection, batch_ids)
-        self._most_tickets = outbox.fitting(batches.values()) or self._most_tickets
-        for group in outbox.grouped(batches.values()):
-            self._project(connection, group, announced)
+            overdue = set(outbox.overdue(connection, [] if again else batch_ids))
+        returned = overdue.union(batch_ids if again else [])
+        batches = outbox.waiting(connection, returned.union(batch_ids), returned)
+        self._most_tickets = outbox.fitting(batches) or self._most_tickets
+        for group in outbox.grouped(batches):
+            # Committed before the try, for one that ends this process counts; and just before it, for one that is not
+            # made because of what befell another does not.
+            counted = outbox.count_attempt(connection, returned.intersection(batch.batch_id for batch in group))
+            if free := [batch for batch in group if batch.batch_id in counted or batch.batch_id not in overdue]:
+                self._project(connection, free, announced)
             self._beat(connection)
         self._acknowledge(list(tickets))
         return bool(tickets or batches)
@@ -215,14 +218,16 @@ class Worker:
         return self._read(">")
 
     def _read(self, start: str) -> dict[str, UUID]:
-        reply = self._redis.xreadgroup(
+        reply: Any = self._redis.xreadgroup(
             broker.GROUP,
             self._consumer,
             {broker.STREAM: start},
             count=self._most_tickets,
             block=broker.BLOCK_MILLISECONDS,
         )
-        return _named(reply[0][1] if isinstance(reply, list) and reply else [])
+        if isinstance(reply, dict):  # RESP3, which REDIS_URL may ask for
+            return _named(reply[broker.STREAM][0] if reply else [])
+        return _named(reply[0][1] if reply else [])
 
     def _acknowledge(self, tickets: list[str]) -> None:
         if not tickets:

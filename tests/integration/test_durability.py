@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
@@ -161,3 +162,13 @@ def set_to(url: str) -> str:
     """What a session that says nothing gets."""
     with psycopg.connect(url) as connection:
         return str(database.value(connection, "SHOW synchronous_commit"))
+
+
+def test_a_commit_that_is_tried_again_waits_for_the_standby_as_well(server: Postgres, command: TestClient) -> None:
+    """The first try is committed, here alone, when its session is ended while it waits."""
+    waits = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    with switched(server.url, "synchronous_standby_names", "'absent'"), ThreadPoolExecutor() as client:
+        with psycopg.connect(server.url, autocommit=True) as admin:
+            publishing = client.submit(command.post, "/publish", json={"events": [event("standby")]})
+            eventually(lambda: admin.execute(waits).fetchone())
+        assert publishing.result().status_code == 503
