@@ -23,6 +23,17 @@ LOCK_WAIT = "500ms"
 """How long one try waits for the services to let go: below PostgreSQL's deadlock_timeout, so that it is never a
 service that gives way."""
 
+PATIENCE_SECONDS = 60
+"""How long it tries, before it names who does not let go."""
+
+HOLDERS = """
+SELECT string_agg(
+    DISTINCT format('%%s (pid %%s, %%s)', coalesce(nullif(application_name, ''), usename), pid, state), ', '
+)
+FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE relation = ANY (%s::regclass[]) AND granted AND pid <> pg_backend_pid()
+"""
+
 NOTE_FRESH_FACTS = """
 CREATE TABLE rebuild.fresh AS
 SELECT f.id, f.batch_id, f.action, f.attempt
@@ -54,7 +65,8 @@ def rebuild(url: str) -> None:
     """Makes the read models again from the ledger, beside the live ones, and puts them in their place.
 
     The services go on; they wait only while the last few facts are replayed and the tables change places. Raises
-    ChronicleError where another rebuild runs, or where the services leave no moment for the swap.
+    ChronicleError where a rebuild or a reset runs, where the schema is another version's, or where others leave no
+    moment for the swap.
     """
     with database.connect(url, "rebuild", statement_timeout="0") as connection, database.ours(), _alone(connection):
         _make_tables(connection)
@@ -68,10 +80,14 @@ def rebuild(url: str) -> None:
 
 @contextmanager
 def _alone(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """While no other rebuild runs. PostgreSQL ends a session some time after it was closed, and its lock with it: for
-    so long the next rebuild would be refused."""
+    """While no other rebuild or reset runs, on the schema of this version.
+
+    PostgreSQL ends a session some time after it was closed, and its lock with it: for so long the next one would be
+    refused.
+    """
+    database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
     if not database.value(connection, "SELECT pg_try_advisory_lock(%s)", [REBUILD_LOCK]):
-        raise ChronicleError("another rebuild is running")
+        raise ChronicleError("a rebuild or a reset is running: try again once it has ended")
     try:
         yield
     finally:
@@ -124,14 +140,14 @@ def _swap(connection: psycopg.Connection[Any], since: Any) -> None:
 
 
 def reset(url: str, redis_url: str) -> None:
-    """Empties ledger, read models and queue; the services go on. Raises ChronicleError."""
+    """Empties ledger, read models and queue; the services go on. Raises ChronicleError, as rebuild does."""
 
     def empty() -> None:
         connection.execute("ALTER TABLE facts DISABLE TRIGGER facts_no_truncate")
         connection.execute(f"TRUNCATE {', '.join(tables.metadata.tables)}")
         connection.execute("ALTER TABLE facts ENABLE TRIGGER facts_no_truncate")
 
-    with database.connect(url, "reset") as connection, database.ours():
+    with database.connect(url, "reset") as connection, database.ours(), _alone(connection):
         _exclusively(connection, empty)
     client = broker.connect(redis_url)
     with broker.ours():
@@ -140,18 +156,26 @@ def reset(url: str, redis_url: str) -> None:
 
 
 def _exclusively(connection: psycopg.Connection[Any], work: Callable[[], None]) -> None:
-    """Does the work in a transaction that has the tables to itself; tries again while the services hold them."""
+    """Does the work in a transaction that has the tables to itself; tries again while others hold them.
+
+    Raises ChronicleError, with their names, where they do not let go.
+    """
+    names = list(tables.metadata.tables)
 
     @tenacity.retry(
         retry=tenacity.retry_if_exception_type((pg.LockNotAvailable, pg.DeadlockDetected)),
         wait=tenacity.wait_random(0.05, 0.5),
-        stop=tenacity.stop_after_delay(60),
+        stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
         reraise=True,
     )
     def attempt() -> None:
         with connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
-            connection.execute(f"LOCK TABLE {', '.join(tables.metadata.tables)} IN ACCESS EXCLUSIVE MODE")
+            connection.execute(f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE")
             work()
 
-    attempt()
+    try:
+        attempt()
+    except pg.LockNotAvailable:
+        holders = database.value(connection, HOLDERS, [names])
+        raise ChronicleError(f"the tables are held by others, try again: {holders or 'the services'}") from None

@@ -39,6 +39,7 @@ FORGET = "DELETE FROM failed_events WHERE batch_id = %(batch_id)s AND position =
 def show(url: str, topic: str | None, event_id: str | None) -> None:
     """Prints the failed events with this topic and event_id, each None where it does not count."""
     with database.connect(url, "failed") as connection, database.ours():
+        database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
         rows = connection.execute(LIST, {"topic": topic, "event_id": event_id}).fetchall()
     table = Table("topic", "event_id", "batch_id", "position", Column("error", overflow="fold"))
     for row in rows:
@@ -52,11 +53,12 @@ def show(url: str, topic: str | None, event_id: str | None) -> None:
 def retry(url: str, topic: str | None, event_id: str | None) -> bool:
     """Tries the failed events with this topic and event_id again, batch by batch, and prints what became of them.
 
-    True where none failed again. Raises DatabaseAway.
+    True where none failed again. Raises DatabaseAway, SchemaBehind.
     """
     tried = again = 0
     filters = {"topic": topic, "event_id": event_id}
     with database.connect(url, "failed") as connection, database.ours():
+        database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
         worker_id = database.value(connection, *database.lane_query(0))
         if worker_id is None:
             raise DatabaseAway("no free worker_id: too many workers")

@@ -12,9 +12,10 @@ import pytest
 from given import event, receive
 
 from chronicle import broker, database, rebuild, verify
-from chronicle.errors import ChronicleError
+from chronicle.errors import ChronicleError, SchemaBehind
 from chronicle.ledger import READ_MODELS
 from chronicle.replay import COLUMNS, LEDGER_SAYS
+from projector import failed
 from projector.projection import project, project_apart
 
 
@@ -117,10 +118,44 @@ async def test_what_an_interrupted_rebuild_left_is_in_nobodys_way(
     assert read_models(db) == before
 
 
-async def test_a_second_rebuild_at_the_same_time_is_refused(database_url: str, db: psycopg.Connection[Any]) -> None:
+async def test_a_rebuild_or_a_reset_while_another_runs_is_refused(
+    database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    """A reset in the middle of a rebuild would be followed by the swap, and bring back what is deleted."""
+    await fill(database_url, db)
+    before = read_models(db)
     db.execute("SELECT pg_advisory_lock(%s)", [rebuild.REBUILD_LOCK])
-    with pytest.raises(ChronicleError, match="another rebuild"):
-        rebuild.rebuild(database_url)
+    for another in (lambda: rebuild.rebuild(database_url), lambda: rebuild.reset(database_url, queue)):
+        with pytest.raises(ChronicleError, match="is running"):
+            another()
+    assert read_models(db) == before
+
+
+async def test_who_keeps_a_rebuild_or_a_reset_from_the_tables_is_named(
+    database_url: str, queue: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "PATIENCE_SECONDS", 0)
+    with database.connect(database_url, "backup") as reader, reader.transaction():
+        reader.execute("SELECT FROM facts")
+        for another in (lambda: rebuild.rebuild(database_url), lambda: rebuild.reset(database_url, queue)):
+            with pytest.raises(ChronicleError, match=rf"chronicle-backup \(pid {reader.info.backend_pid}, idle in"):
+                another()
+
+
+async def test_the_tables_of_another_version_are_left_alone(
+    database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    db.execute("UPDATE alembic_version SET version_num = '9999'")
+    db.execute("ALTER TABLE processed_events ADD COLUMN newer int")
+    for another in (
+        lambda: rebuild.rebuild(database_url),
+        lambda: rebuild.reset(database_url, queue),
+        lambda: failed.show(database_url, None, None),
+        lambda: failed.retry(database_url, None, None),
+    ):
+        with pytest.raises(SchemaBehind, match="run a newer ChronicleWeaver"):
+            another()
+    assert db.execute("SELECT newer FROM processed_events").fetchall() == []
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -28,7 +28,7 @@ RECEIVE, PROJECTION = "command/receive.py", "projector/projection.py"
 WORKER, OUTBOX = "projector/worker.py", "projector/outbox.py"
 SEQUENCER = "projector/sequencer.py"
 
-COMMIT = "                await current.record_received(batch_id, events, parts)\n"
+COMMIT = "                await current.record_received(batch_id, events, parts, again=again)\n"
 END_OF_RECORD_RECEIVED = "for _, size in requests),\n                }\n            )\n"
 END_OF_PROJECT = "    return list(claimed)\n\n\ndef project_apart"
 WITHOUT_COUNTERS = '.rsplit("INSERT INTO stats", 1)[0] + "SELECT FROM tally"'
