@@ -167,7 +167,7 @@ def _usual_times(texts: list[str]) -> list[datetime]:
 def instant(text: str) -> datetime:
     """The moment that an ISO 8601 text names, in UTC, cut to the microsecond; without an offset it is UTC.
 
-    Raises ValueError for other text and for a moment outside the years 1 to 9999 of UTC.
+    Raises ValueError for other text, and for a moment that does not exist or is outside the years 1 to 9999 of UTC.
     """
     if not _ISO_8601.fullmatch(text):
         raise ValueError("expected an ISO 8601 time such as 2025-01-01T00:00:00Z")
@@ -175,7 +175,7 @@ def instant(text: str) -> datetime:
         moment = datetime.fromisoformat(text.upper())
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError("not a time of the years 1 to 9999 in UTC") from None
+        raise ValueError("not an ISO 8601 time that exists, of the years 1 to 9999 in UTC") from None
 
 
 def _is_plain(body: bytes) -> bool:

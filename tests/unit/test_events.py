@@ -223,6 +223,12 @@ def test_iso_8601_in_its_usual_forms_is_understood(text: str, moment: str) -> No
     assert instant(text).isoformat() == moment
 
 
+@pytest.mark.parametrize("text", ["2025-02-29T00:00:00", "2025-01-01T23:59:60Z", "0001-01-01T00:00:00+14:00"])
+def test_what_is_said_of_a_time_is_true_of_each_that_has_the_form_and_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match="not an ISO 8601 time that exists, of the years 1 to 9999 in UTC"):
+        instant(text)
+
+
 NAMES = (
     st.text(max_size=8)
     | st.sampled_from(["", "é" * 256, "x" * 512, "x" * 513, "\0", "\ud800", "😀" * 300])
