@@ -20,9 +20,12 @@ started again."""
 
 
 class Settings(BaseSettings):
-    """What the environment says. Names in capitals are the variables; each has a default that works."""
+    """What the environment says. Names in capitals are the variables; each has a default that works.
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    A variable that is set but empty counts as unset: an empty CHRONICLE_HOME is not the current directory.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     database_url: str | None = Field(default=None, description="PostgreSQL; unset: an embedded one in CHRONICLE_HOME")
     query_database_url: str | None = Field(

@@ -35,6 +35,13 @@ def test_a_setting_that_does_not_fit_is_named(name: str, value: str, monkeypatch
         Settings.load()
 
 
+def test_an_empty_setting_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHRONICLE_HOME", "DATABASE_URL", "WORKER_COUNT"):
+        monkeypatch.setenv(name, "")
+    settings = Settings.load()
+    assert (str(settings.chronicle_home), settings.database_url, settings.worker_count) == (".chronicle", None, 4)
+
+
 def test_an_unknown_setting_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHRONICLE_MAX_EVENT", "5")
     with pytest.raises(SettingsError, match="CHRONICLE_MAX_EVENT is not a setting"):
