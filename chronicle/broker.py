@@ -33,20 +33,29 @@ _CONNECTION: dict[str, Any] = {
 def connect(url: str) -> redis.Redis:
     """A client whose calls fail at once, without retries of its own. Raises ChronicleError for a URL that is none."""
     with _readable():
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_CONNECTION)
+        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_CONNECTION)
+        _check_options(client.connection_pool)
+    return client
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:
     """The same for a service that runs in an event loop."""
     with _readable():
-        return redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **_CONNECTION)
+        client = redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **_CONNECTION)
+        _check_options(client.connection_pool)
+    return client
+
+
+def _check_options(pool: Any) -> None:
+    """Makes a connection and does not open it: before that redis-py does not look at the options of a URL."""
+    pool.connection_class(**pool.connection_kwargs)
 
 
 @contextmanager
 def _readable() -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, redis.RedisError) as error:
         raise ChronicleError(f"REDIS_URL cannot be read: {error}") from None
 
 

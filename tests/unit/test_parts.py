@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
 
-from chronicle import logs
-from chronicle.errors import InvalidRequest, SettingsError
+from chronicle import broker, logs
+from chronicle.errors import ChronicleError, InvalidRequest, SettingsError
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
 from query import audit, cursor, events
@@ -40,6 +40,15 @@ def test_an_empty_setting_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(name, "")
     settings = Settings.load()
     assert (str(settings.chronicle_home), settings.database_url, settings.worker_count) == (".chronicle", None, 4)
+
+
+@pytest.mark.parametrize("connect", [broker.connect, broker.connect_async])
+@pytest.mark.parametrize("url", ["nonsense", "redis://h/0?db=x", "redis://h/0?foo=bar", "rediss://h?ssl_cert_reqs=x"])
+def test_a_redis_url_that_no_connection_can_be_made_of_is_refused_before_one_is_opened(
+    url: str, connect: Callable[[str], object]
+) -> None:
+    with pytest.raises(ChronicleError, match="REDIS_URL cannot be read"):
+        connect(url)
 
 
 def test_an_unknown_setting_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
