@@ -11,7 +11,7 @@ from typing import Annotated
 import psycopg
 import typer
 
-from chronicle import keys, logs, runfile
+from chronicle import keys, logs, runfile, screen
 from chronicle.errors import ChronicleError, SettingsError
 from chronicle.settings import Settings
 from chronicle.up import ports
@@ -38,10 +38,15 @@ def main() -> None:
     try:
         app()
     except (ChronicleError, psycopg.Error) as error:
-        print(f"chronicle: {str(error).strip().splitlines()[0]}", file=sys.stderr)  # noqa: T201
+        print(f"chronicle: {_first_line(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return screen.clean(lines[0]) if lines else type(error).__name__
 
 
 @app.command()

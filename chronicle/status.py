@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import httpx2
-from rich.console import Console
-from rich.table import Column, Table
 
-from chronicle import keys, runfile
+from chronicle import keys, runfile, screen
 from chronicle.errors import ChronicleError
 from chronicle.settings import Settings
 
@@ -18,23 +16,23 @@ def show(settings: Settings) -> bool:
 
     The service is the one of this home, or AGGREGATOR_URL. Raises ChronicleError where nothing answers there.
     """
-    console = Console()
+    console = screen.console()
     parts = runfile.read(settings.chronicle_home)
     if parts:
-        table = Table("part", "pid", Column("url", overflow="fold"), title=f"chronicle up in {settings.chronicle_home}")
+        table = screen.table("part", "pid", "url", title=f"chronicle up in {settings.chronicle_home}")
         for name, part in parts.items():
             table.add_row(name, str(part.get("pid", "-")), part.get("url") or part.get("metrics", "-"))
-        console.print(table, markup=False)
+        console.print(table)
     url = parts.get("api", {}).get("url") or settings.aggregator_url
     headers = keys.bearer(settings)
     ready, stats = _ask(url, "/ready", headers), _ask(url, "/stats", headers)
-    table = Table("what", "value", title=url)
+    table = screen.table("what", "value", title=url)
     table.add_row("ready", "yes" if ready.get("status") == "ready" else str(ready.get("detail")))
     if problems := stats.pop("detail", None):
         table.add_row("statistics", f"{problems[0]['msg']} (CHRONICLE_API_KEY is what is sent)")
     for name, value in stats.items():
         table.add_row(name, f"{len(value)}" if isinstance(value, list) else str(value))
-    console.print(table, markup=False)
+    console.print(table)
     return ready.get("status") == "ready"
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
+from chronicle import screen
 from chronicle.errors import ChronicleError
 
 SILENT_SECONDS = 30.0
@@ -42,7 +43,7 @@ def tail(url: str, topics: Sequence[str], after: str, headers: Mapping[str, str]
 
     Returns where nobody reads standard output any more. Raises ChronicleError where the service refuses.
     """
-    console = Console()
+    console = screen.console()
     local = (httpx2.URL(url).host if "://" in url else "") in ("localhost", "127.0.0.1", "::1")
     show = (lambda data: _readable(console, data)) if console.is_terminal else _json_line
     timeout = httpx2.Timeout(SILENT_SECONDS, connect=5)
@@ -61,7 +62,7 @@ class Tail:
         """`show` gets the JSON of each event, once."""
         self._client, self._url, self._parameters, self._show = client, url, parameters, show
         self._place = ""
-        self._says = Console(stderr=True)
+        self._says = screen.console(stderr=True)
 
     def run(self) -> None:
         """Goes on for ever. Raises ChronicleError where the service refuses, and what `show` raises."""
@@ -91,9 +92,7 @@ class Tail:
 
     def _say(self, state: RetryCallState) -> None:
         if state.attempt_number == 1:
-            self._says.print(
-                f"no connection to {self._url} ({_lost(state)}): trying again", markup=False, soft_wrap=True
-            )
+            self._says.print(f"no connection to {self._url} ({_lost(state)}): trying again", soft_wrap=True)
 
 
 def _seconds(state: RetryCallState) -> float:
@@ -122,7 +121,7 @@ def _check(response: httpx2.Response) -> None:
 def _problem(response: httpx2.Response) -> str:
     try:
         first = response.json()["detail"][0]
-        return _safe(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "))
+        return screen.clean(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "))
     except (ValueError, LookupError, TypeError):
         return response.reason_phrase
 
@@ -138,11 +137,6 @@ def _readable(console: Console, data: str) -> None:
     style = TOPIC_STYLES[zlib.crc32(topic.encode()) % len(TOPIC_STYLES)]
     payload = json.dumps(event["payload"], ensure_ascii=False)
     shown = payload if len(payload) <= LONGEST_PAYLOAD else payload[:LONGEST_PAYLOAD] + "…"
-    parts = [(event["timestamp"], "dim"), (topic, style), (event["event_id"], "bold"), (event["source"], "dim")]
-    line = Text(" ").join([*(Text(_safe(text), style=style) for text, style in parts), Text(_safe(shown))])
-    console.print(line, soft_wrap=True)
-
-
-def _safe(text: str) -> str:
-    """Somebody else's text made harmless for a terminal."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else "�" for char in text)
+    keys = [(event["timestamp"], "dim"), (topic, style), (event["event_id"], "bold"), (event["source"], "dim")]
+    parts = [Text(screen.clean(text), style=style) for text, style in [*keys, (shown, "")]]
+    console.print(Text(" ").join(parts), soft_wrap=True)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
-from chronicle import broker, database
+from chronicle import broker, database, screen
 from chronicle.errors import BrokerAway
 from chronicle.ledger import READ_MODELS
 from chronicle.replay import COLUMNS, LEDGER_SAYS
@@ -225,17 +222,15 @@ def report(database_url: str, redis_url: str) -> bool:
     Raises DatabaseAway, SchemaBehind.
     """
     found = [*run(database_url), (6, "the queue names only batches in flight", _queue(database_url, redis_url))]
-    table = Table("invariant", "holds", "what was checked", title="chronicle verify")
+    table = screen.table("invariant", "holds", "what was checked", title="chronicle verify")
     for invariant, name, violations in found:
-        examples = "".join(f"\n  {text}" for text in violations[:EXAMPLES])
+        examples = "".join(f"\n  {screen.clean(str(text))}" for text in violations[:EXAMPLES])
         more = f"\n  and {len(violations) - EXAMPLES} more" if len(violations) > EXAMPLES else ""
         table.add_row(str(invariant), "no" if violations else "yes", name + examples + more)
-    console = Console()
-    console.print(table, markup=False)
+    console = screen.console()
+    console.print(table)
     broken = sum(bool(violations) for _, _, violations in found)
-    console.print(
-        f"{broken} of {len(found)} checks failed" if broken else f"all {len(found)} checks hold", markup=False
-    )
+    console.print(f"{broken} of {len(found)} checks failed" if broken else f"all {len(found)} checks hold")
     return not broken
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx2
 
+from chronicle import screen
+
 LONGEST_RETRY_AFTER = 30.0
 """Seconds; a server that asks for more is asked again after this."""
 
@@ -107,4 +109,4 @@ def _detail(detail: object, count: int) -> tuple[str, dict[int, str]]:
 
 def _one_line(text: str) -> str:
     """The server's words made safe for a terminal."""
-    return "".join(char if char.isprintable() else " " for char in text[:LONGEST_REASON])
+    return screen.clean(text[:LONGEST_REASON], " ")

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx2
 from rich.console import Console
 
+from chronicle import screen
 from chronicle.errors import ChronicleError
 from publisher import report
 from publisher.generator import Generator
@@ -59,7 +60,7 @@ def publish(options: Options, *, sleep: Sleep = asyncio.sleep, console: Console 
     Gives the exit code: 0 where every event was accepted, 1 where one was not, 128 and the number of the signal that
     ended it early. Raises ChronicleError where it cannot begin, and SpillError where it cannot keep a rejected event.
     """
-    console = console or Console()
+    console = console or screen.console()
     check(options)
     with source_of(options) as source, Spill(options.rejected or default_path(datetime.now())) as spill:
         tally = asyncio.run(_send(options, source, spill, sleep, console))

@@ -140,6 +140,22 @@ async def test_the_report_says_what_and_where(
     assert "not in the ledger: (u," in capsys.readouterr().out
 
 
+async def test_the_report_shows_a_name_as_it_is_whole_and_harmless(
+    database_url: str,
+    queue: str,
+    db: psycopg.Connection[Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = ":rocket:[bold]\x1b[2J" + "x" * 100
+    await receive(database_url, [event("a", topic=name)])
+    db.execute("UPDATE stats SET received = received + 1")
+    assert not verify.report(database_url, queue)
+    rows = [line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert f"({name.replace(chr(27), '�')}," in "".join(rows)
+
+
 async def test_a_ticket_that_nobody_will_take_away_is_named(
     database_url: str, queue: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from chronicle import broker, logs
+from chronicle import broker, logs, screen
 from chronicle.errors import ChronicleError, InvalidRequest, SettingsError
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
@@ -103,3 +103,24 @@ def test_user_text_cannot_forge_a_log_line(capsys: pytest.CaptureFixture[str]) -
     assert "\\\\nforged" in line
     assert "\x1b" not in line
     assert len(line) < 1000
+
+
+@pytest.mark.parametrize("name", [":rocket:", "[bold]", "x" * 500])
+def test_a_table_shows_a_name_as_it_is_and_whole(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    table = screen.table("number", "event_id", title=name[:20])
+    table.add_row("1", name)
+    screen.console().print(table)
+    screen.console(stderr=True).print(name, soft_wrap=True)
+    shown = capsys.readouterr()
+    rows = [line.split("│")[2].strip() for line in shown.out.splitlines() if "│" in line]
+    assert "".join(rows) == name
+    assert shown.out.splitlines()[0].strip() == name[:20]
+    assert shown.err == name + "\n"
+
+
+def test_what_a_terminal_would_obey_is_not_printed() -> None:
+    assert screen.clean("größe 👍") == "größe 👍"
+    assert screen.clean("a\x1b[2J\nb\x9b\ud800") == "a�[2J�b��"
