@@ -29,12 +29,24 @@ app = typer.Typer(
 MOST = 8
 """Processes of a service in one `chronicle up`: as many as the embedded PostgreSQL has connections for."""
 
-Host = Annotated[str, typer.Option(help="Address to listen on.")]
+
+def _utf8(value: str | list[str] | None) -> str | list[str] | None:
+    """What an argument says, as it is. Raises ChronicleError where its bytes are no text."""
+    for word in [value] if isinstance(value, str) else value or []:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ChronicleError(f"{word!r} is not UTF-8") from None
+    return value
+
+
+Host = Annotated[str, typer.Option(help="Address to listen on.", callback=_utf8)]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
 
 
 def main() -> None:
     """Runs the command line; an error of ours is one line and exit code 1."""
+    screen.guard()
     try:
         app()
     except (ChronicleError, psycopg.Error) as error:
@@ -139,7 +151,9 @@ def api(fd: Annotated[int, typer.Option(help="A listening socket.")]) -> None:
 
 @app.command()
 def projector(
-    metrics_host: Annotated[str, typer.Option(help="Address to answer /metrics on: to everybody.")] = "127.0.0.1",
+    metrics_host: Annotated[
+        str, typer.Option(help="Address to answer /metrics on: to everybody.", callback=_utf8)
+    ] = "127.0.0.1",
     metrics_port: Annotated[
         int | None, typer.Option(help="Port to answer /metrics on  [default: none]", min=1, max=65535)
     ] = None,
@@ -193,8 +207,10 @@ def publish(
 
 @app.command()
 def tail(
-    topics: Annotated[list[str] | None, typer.Argument(help="Only these topics.", metavar="[TOPIC]...")] = None,
-    after: Annotated[str, typer.Option(help="A position, 0 for all there is, or now.")] = "now",
+    topics: Annotated[
+        list[str] | None, typer.Argument(help="Only these topics.", metavar="[TOPIC]...", callback=_utf8)
+    ] = None,
+    after: Annotated[str, typer.Option(help="A position, 0 for all there is, or now.", callback=_utf8)] = "now",
     url: Annotated[str | None, typer.Option(help="Where to listen  [default: AGGREGATOR_URL]")] = None,
 ) -> None:
     """Print processed events as they come, until Ctrl-C: readable on a terminal, JSON Lines in a pipe.
@@ -210,8 +226,8 @@ def tail(
 failed = typer.Typer(no_args_is_help=True, help="Show events that could not be projected, or try them again.")
 app.add_typer(failed, name="failed")
 
-Topic = Annotated[str | None, typer.Option(help="Only of this topic.")]
-EventId = Annotated[str | None, typer.Option(help="Only with this event_id.")]
+Topic = Annotated[str | None, typer.Option(help="Only of this topic.", callback=_utf8)]
+EventId = Annotated[str | None, typer.Option(help="Only with this event_id.", callback=_utf8)]
 
 
 @failed.command("list")

@@ -42,7 +42,7 @@ def readable(url: str, variable: str = "DATABASE_URL") -> str:
     """The URL as it is. Raises SettingsError where libpq cannot read it; whether anybody answers there is not asked."""
     try:
         conninfo_to_dict(url)
-    except psycopg.ProgrammingError as error:
+    except (psycopg.ProgrammingError, UnicodeEncodeError) as error:
         raise SettingsError(f"{variable} cannot be read: {_first_line(error)}") from None
     return url
 

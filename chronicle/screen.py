@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Column, Table
+
+from chronicle.errors import ChronicleError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class Output(io.FileIO):
+    """Standard output, whose faults (a full disk) are errors of ours; that nobody reads any more stays what it is."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Raises ChronicleError where it cannot be written; what is printed later goes nowhere."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # or Python complains at its end
+            raise ChronicleError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def guard() -> None:
+    """Makes standard output such an Output, where it is open."""
+    if given := sys.stdout:
+        raw = io.BufferedWriter(Output(given.fileno(), "wb", closefd=False))
+        sys.stdout = io.TextIOWrapper(raw, given.encoding, given.errors, line_buffering=True)
 
 
 def console(*, stderr: bool = False) -> Console:

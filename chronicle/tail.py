@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
-from chronicle import screen
+from chronicle import clients, screen
 from chronicle.errors import ChronicleError
 
 SILENT_SECONDS = 30.0
@@ -22,6 +22,7 @@ SILENT_SECONDS = 30.0
 
 BACKOFF = wait_exponential_jitter(multiplier=0.2, max=5, jitter=0.5)
 LONGEST_RETRY_AFTER = 30.0
+TOO_MANY = "the topics are too many, or too long, for one URL"
 LONGEST_PAYLOAD = 2000
 """Characters of a payload on a terminal."""
 
@@ -43,14 +44,14 @@ def tail(url: str, topics: Sequence[str], after: str, headers: Mapping[str, str]
 
     Returns where nobody reads standard output any more. Raises ChronicleError where the service refuses.
     """
-    console = screen.console()
-    local = (httpx2.URL(url).host if "://" in url else "") in ("localhost", "127.0.0.1", "::1")
+    if sys.stdout is None:
+        raise ChronicleError("standard output is closed")
+    console, stream = screen.console(), clients.address(url, "/events/stream")
     show = (lambda data: _readable(console, data)) if console.is_terminal else _json_line
     timeout = httpx2.Timeout(SILENT_SECONDS, connect=5)
-    # A proxy of the environment cannot know this machine's own services.
-    with httpx2.Client(timeout=timeout, trust_env=not local, headers=dict(headers)) as client:
+    with clients.opened(httpx2.Client, stream, timeout=timeout, headers=dict(headers)) as client:
         try:
-            Tail(client, f"{url.rstrip('/')}/events/stream", {"topic": list(topics), "after": after}, show).run()
+            Tail(client, str(stream), {"topic": list(topics), "after": after}, show).run()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
 
@@ -83,8 +84,8 @@ class Tail:
                         self._show(message.data)
                         shown += 1
                     self._place = message.id
-        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-            raise ChronicleError(f"{self._url} is not a URL like http://localhost:8080: {error}") from None
+        except httpx2.InvalidURL:
+            raise ChronicleError(TOO_MANY) from None
         except httpx2.TransportError as error:
             reason = str(error) or type(error).__name__
         if not shown:
@@ -110,6 +111,8 @@ def _check(response: httpx2.Response) -> None:
     kind = response.headers.get("content-type", "")
     if response.status_code == 200 and kind.startswith("text/event-stream"):
         return
+    if response.status_code == 414:
+        raise ChronicleError(TOO_MANY)
     response.read()
     reason = f"{response.status_code} {_problem(response)}".strip()
     if response.status_code == 429 or response.status_code >= 500:

@@ -74,7 +74,7 @@ def retry_after(value: str | None, now: datetime) -> float:
         return min(float(seconds), LONGEST_RETRY_AFTER)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return min(max((aware - now).total_seconds(), 0.0), LONGEST_RETRY_AFTER)

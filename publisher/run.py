@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 from rich.console import Console
 
-from chronicle import screen
+from chronicle import clients, screen
 from chronicle.errors import ChronicleError
 from publisher import report
 from publisher.generator import Generator
@@ -99,12 +99,10 @@ def source_of(options: Options) -> AbstractContextManager[Source]:
 async def _send(options: Options, source: Source, spill: Spill, sleep: Sleep, console: Console) -> Tally:
     url = await endpoint(options.url)
     limits = httpx2.Limits(max_connections=options.concurrency)
-    # A proxy of the environment cannot know this machine's own services.
-    proxied = url.host not in ("localhost", "127.0.0.1", "::1")
     started = time.monotonic()
     with report.progress(console, source.total) as advance:
         headers = dict(options.headers)
-        async with httpx2.AsyncClient(timeout=TIMEOUT, limits=limits, trust_env=proxied, headers=headers) as client:
+        async with clients.opened(httpx2.AsyncClient, url, timeout=TIMEOUT, limits=limits, headers=headers) as client:
             sender = Sender(client, str(url), spill=spill, patience=patience(options), sleep=sleep, advance=advance)
 
             def stop(number: int) -> None:
@@ -120,14 +118,7 @@ async def _send(options: Options, source: Source, spill: Spill, sleep: Sleep, co
 
 async def endpoint(base: str) -> httpx2.URL:
     """The URL to post to. Raises ChronicleError where `base` is no HTTP URL, or its host has no address."""
-    try:
-        url = httpx2.URL(base.strip().rstrip("/") + "/publish")
-    except httpx2.InvalidURL as error:
-        raise ChronicleError(f"{base!r} is not a URL: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ChronicleError(f"{base!r} is not a URL like http://localhost:8080")
-    if url.port is not None and not 0 < url.port < 65_536:
-        raise ChronicleError(f"{base!r} has no valid port")
+    url = clients.address(base, "/publish")
     try:
         await asyncio.get_running_loop().getaddrinfo(url.host, None)
     except (OSError, UnicodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -150,6 +151,9 @@ def test_a_projector_that_is_told_to_stop_hands_over_cleanly(start: Start, envir
     assert "hold" in run(environment, "verify")
 
 
+NOT_UTF8 = os.fsdecode(b"\xff")
+
+
 @pytest.mark.parametrize(
     ("words", "variable", "value", "expected"),
     [
@@ -163,6 +167,15 @@ def test_a_projector_that_is_told_to_stop_hands_over_cleanly(start: Start, envir
         (["status"], "AGGREGATOR_URL", "http://127.0.0.1:1", "nothing answers"),
         (["publish"], "AGGREGATOR_URL", "nonsense", "is not a URL"),
         (["verify"], "CHRONICLE_MAX_EVENT", "5", "CHRONICLE_MAX_EVENT is not a setting"),
+        (["migrate"], "DATABASE_URL", NOT_UTF8, "DATABASE_URL cannot be read"),
+        (["failed", "list", "--topic", NOT_UTF8], "WORKER_COUNT", "4", "is not UTF-8"),
+        (["tail", "t", NOT_UTF8], "WORKER_COUNT", "4", "is not UTF-8"),
+        (["tail", "--url", "http://[::1"], "WORKER_COUNT", "4", "is not a URL like http://localhost:8080"),
+        (["tail"], "AGGREGATOR_URL", "http://127.0.0.1:abc", "is not a URL like http://localhost:8080"),
+        (["tail", *["t" * 1000] * 70], "AGGREGATOR_URL", "http://127.0.0.1:1", "too many"),
+        (["tail", "--url", "http://127.0.0.2:1"], "ALL_PROXY", "socks5://127.0.0.1:1", "proxy"),
+        (["publish", "--url", "http://127.0.0.2:1"], "ALL_PROXY", "socks5://127.0.0.1:1", "proxy"),
+        (["publish", "--url", "https://127.0.0.2:1"], "SSL_CERT_FILE", "/nowhere", "SSL_CERT_FILE"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -175,4 +188,15 @@ def test_what_is_wrong_is_said_in_one_line(
     )
     assert ended.returncode == 1
     assert expected in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("words", "where"), [("--help", "/dev/full"), ("tail", "&-")])
+def test_an_output_that_cannot_be_written_is_said_in_one_line(words: str, where: str, unbuffered: str) -> None:
+    environment = own_environment(AGGREGATOR_URL="http://127.0.0.1:1", PYTHONUNBUFFERED=unbuffered)
+    command = ["sh", "-c", f'exec "$0" -m chronicle {words} >{where}', sys.executable]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("chronicle: standard output ")
     assert len(ended.stderr.splitlines()) == 1, ended.stderr

@@ -208,7 +208,7 @@ def test_tail_ends_quietly_when_nobody_reads_it_any_more(api: Api) -> None:
     assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("words", [("--after", "x"), ("--url", "nowhere"), ("t" * 256,)])
+@pytest.mark.parametrize("words", [("--after", "x"), ("--url", "nowhere"), ("t" * 256,), ("t" * 250,) * 80])
 def test_tail_says_in_one_line_what_is_refused(api: Api, words: tuple[str, ...]) -> None:
     process = tail(api.url, *words)
     out, said = process.communicate(timeout=30)
@@ -216,6 +216,7 @@ def test_tail_says_in_one_line_what_is_refused(api: Api, words: tuple[str, ...])
     assert out == b""
     assert said.decode().startswith("chronicle: ")
     assert said.count(b"\n") == 1
+    assert len(said) < 1000
 
 
 def test_tail_on_a_terminal_is_readable_and_harmless(api: Api) -> None:

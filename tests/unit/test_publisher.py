@@ -157,6 +157,7 @@ async def test_a_pause_of_the_input_sends_what_is_there() -> None:
         ("Sun, 01 Jun 2025 12:00:09 GMT", 9),
         ("Sun, 01 Jun 2025 11:00:00 GMT", 0),
         ("Sun, 01 Jun 2025 14:00:00 GMT", 30),
+        ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", 0),
         ("-1", 0),
         ("soon", 0),
         ("", 0),

@@ -1,0 +1,39 @@
+"""How our HTTP clients (publisher, tail, status) reach the service."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import httpx2
+
+from chronicle.errors import ChronicleError
+
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+Client = TypeVar("Client", httpx2.Client, httpx2.AsyncClient)
+
+
+def address(base: str, path: str) -> httpx2.URL:
+    """The URL of a path of the service at `base`. Raises ChronicleError where `base` is no HTTP URL."""
+    try:
+        url = httpx2.URL(base.strip().rstrip("/") + path)
+    except (httpx2.InvalidURL, UnicodeError) as error:
+        raise ChronicleError(f"{base!r} is not a URL like http://localhost:8080: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ChronicleError(f"{base!r} is not a URL like http://localhost:8080")
+    if url.port is not None and not 0 < url.port < 65_536:
+        raise ChronicleError(f"{base!r} has no valid port")
+    return url
+
+
+def opened(kind: type[Client], url: httpx2.URL, **options: Any) -> Client:
+    """A client for this URL that heeds the proxy and the certificates of the environment.
+
+    Raises ChronicleError where these cannot be used.
+    """
+    # A proxy of the environment cannot know this machine's own services.
+    heeds = url.host not in THIS_MACHINE
+    try:
+        return kind(trust_env=heeds, **options)
+    except (httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
+        raise ChronicleError(f"no client with this environment's proxy and SSL_CERT_FILE: {error}") from None
