@@ -6,15 +6,18 @@ from typing import Any
 
 import httpx2
 
-from chronicle import keys, runfile, screen
+from chronicle import clients, keys, runfile, screen
 from chronicle.errors import ChronicleError
 from chronicle.settings import Settings
+
+TIMEOUT = httpx2.Timeout(12, connect=5)
+"""The service takes up to ten seconds to find out that it is not ready."""
 
 
 def show(settings: Settings) -> bool:
     """Prints the parts of this home's `chronicle up` and the statistics of the service; True where it is ready.
 
-    The service is the one of this home, or AGGREGATOR_URL. Raises ChronicleError where nothing answers there.
+    The service is the one of this home, or AGGREGATOR_URL. Raises ChronicleError where nothing of ours answers there.
     """
     console = screen.console()
     parts = runfile.read(settings.chronicle_home)
@@ -23,22 +26,45 @@ def show(settings: Settings) -> bool:
         for name, part in parts.items():
             table.add_row(name, str(part.get("pid", "-")), part.get("url") or part.get("metrics", "-"))
         console.print(table)
-    url = parts.get("api", {}).get("url") or settings.aggregator_url
-    headers = keys.bearer(settings)
-    ready, stats = _ask(url, "/ready", headers), _ask(url, "/stats", headers)
-    table = screen.table("what", "value", title=url)
-    table.add_row("ready", "yes" if ready.get("status") == "ready" else str(ready.get("detail")))
-    if problems := stats.pop("detail", None):
-        table.add_row("statistics", f"{problems[0]['msg']} (CHRONICLE_API_KEY is what is sent)")
+    base = (parts.get("api", {}).get("url") or settings.aggregator_url).rstrip("/")
+    with clients.opened(
+        httpx2.Client, clients.address(base, ""), timeout=TIMEOUT, headers=keys.bearer(settings)
+    ) as client:
+        ready, missing = _ask(client, base, "/ready", "status")
+        stats, refusal = _ask(client, base, "/stats", "received")
+    table = screen.table("what", "value", title=base)
+    table.add_row("ready", missing or "yes")
+    if refusal:
+        table.add_row("statistics", refusal)
     for name, value in stats.items():
-        table.add_row(name, f"{len(value)}" if isinstance(value, list) else str(value))
+        table.add_row(name, f"{len(value)}" if isinstance(value, list) else screen.clean(str(value)))
     console.print(table)
-    return ready.get("status") == "ready"
+    return bool(ready)
 
 
-def _ask(url: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
+def _ask(client: httpx2.Client, base: str, path: str, field: str) -> tuple[dict[str, Any], str]:
+    """What a route answers: an object with this field; or an empty one, and the reasons.
+
+    Raises ChronicleError where nothing answers, or something that is not ours.
+    """
     try:
-        answer: dict[str, Any] = httpx2.get(url + path, headers=headers, timeout=5).json()
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise ChronicleError(f"nothing answers at {url}: {error}") from None
-    return answer
+        answer = client.get(clients.address(base, path))
+    except httpx2.HTTPError as error:
+        raise ChronicleError(f"nothing answers at {base}: {error or type(error).__name__}") from None
+    content = _content(answer)
+    match content.get("detail"):
+        case None if field in content:
+            return content, ""
+        case [{"msg": str()}, *_] as problems:
+            reasons = "; ".join(screen.clean(str(problem.get("msg"))) for problem in problems)
+            hint = " (CHRONICLE_API_KEY is what is sent)" if answer.status_code in (401, 403) else ""
+            return {}, reasons + hint
+    raise ChronicleError(f"what answers at {base} is no ChronicleWeaver: {answer.status_code} to {path}")
+
+
+def _content(answer: httpx2.Response) -> dict[str, Any]:
+    try:
+        content = answer.json()
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
