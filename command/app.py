@@ -37,6 +37,7 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
     watch = Watch(database_url, receiver.set_in_flight, allow_unsafe=settings.chronicle_allow_unsafe_database)
     load = Load()
     bodies = Bodies(settings.chronicle_max_body_bytes, settings.chronicle_max_waiting_bytes)
+    most = min(settings.chronicle_max_events, settings.chronicle_max_in_flight)  # more would never be let in
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +55,7 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
     async def publish(scope: Scope, receive: Receive) -> bytes:
         body = await bodies.read(scope["headers"], receive)
         try:
-            accepted = await _decoded(body, settings.chronicle_max_events)
+            accepted = await _decoded(body, most)
             if count := len(accepted):
                 await watch.durable()
                 await receiver.receive(accepted, len(body), scope[http.REQUEST_ID])

@@ -6,10 +6,8 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from rich.console import Console
-from rich.table import Column, Table
 
-from chronicle import database
+from chronicle import database, screen
 from chronicle.errors import DatabaseAway
 from projector.order import announce
 from projector.projection import insert_apart, record_outcome
@@ -41,13 +39,13 @@ def show(url: str, topic: str | None, event_id: str | None) -> None:
     with database.connect(url, "failed") as connection, database.ours():
         database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
         rows = connection.execute(LIST, {"topic": topic, "event_id": event_id}).fetchall()
-    table = Table("topic", "event_id", "batch_id", "position", Column("error", overflow="fold"))
+    table = screen.table("topic", "event_id", "batch_id", "position", "error")
     for row in rows:
-        table.add_row(*map(str, row))
-    console = Console()
+        table.add_row(*(screen.clean(str(value)) for value in row))
+    console = screen.console()
     if rows:
-        console.print(table, markup=False)
-    console.print(f"{len(rows)} failed events" + (" or more" if len(rows) == MOST_SHOWN else ""), markup=False)
+        console.print(table)
+    console.print(f"{len(rows)} failed events" + (" or more" if len(rows) == MOST_SHOWN else ""))
 
 
 def retry(url: str, topic: str | None, event_id: str | None) -> bool:
@@ -66,8 +64,8 @@ def retry(url: str, topic: str | None, event_id: str | None) -> bool:
             held, errors = retry_batch(connection, batch_id, worker_id, filters)
             tried, again = tried + held, again + len(errors)
             for position, error in errors.items():
-                Console(stderr=True).print(f"batch {batch_id} position {position}: {error}", markup=False)
-    Console().print(f"{tried} tried again, {tried - again} succeeded, {again} failed again", markup=False)
+                screen.console(stderr=True).print(f"batch {batch_id} position {position}: {screen.clean(error)}")
+    screen.console().print(f"{tried} tried again, {tried - again} succeeded, {again} failed again")
     return not again
 
 

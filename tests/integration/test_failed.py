@@ -46,6 +46,19 @@ async def test_failed_events_are_shown_with_their_errors(
     assert "1 failed events" in capsys.readouterr().out
 
 
+async def test_a_failed_event_is_shown_as_it_is_and_harmless(
+    database_url: str, db: psycopg.Connection[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    db.execute(POISON)
+    [batch_id] = await receive(database_url, [event("poison-:rocket:\x1b[31m")])
+    project_apart(db, batch_id, 0)
+    failed.show(database_url, None, None)
+    cells = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    columns = ["".join(cell.strip() for cell in column) for column in zip(*cells, strict=True)]
+    assert columns[1] == "poison-:rocket:�[31m"
+    assert columns[2] == str(batch_id)
+
+
 async def test_a_retry_while_the_cause_is_there_changes_nothing(database_url: str, db: psycopg.Connection[Any]) -> None:
     await poison(database_url, db)
     facts = db.execute("SELECT * FROM facts").fetchall()

@@ -12,12 +12,14 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from given import columns, event, receive, until_blocked
+from starlette.testclient import TestClient
 
 from chronicle import database
 from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
+from command.app import create_app
 from command.receive import BATCH_EVENTS, FEW_EVENTS, NOT_IN_TIME, OVERLOAD_SECONDS, SMOOTHED, Receiver, Writer
 
 Publish = Callable[..., Awaitable[None]]
@@ -227,6 +229,13 @@ async def test_too_much_in_flight_is_refused(database_url: str) -> None:
         await receiver.receive(columns(event("a")), 1, "r")
         with pytest.raises(Overloaded, match="in flight"):
             await receiver.receive(columns(event("b"), event("c")), 1, "r")
+
+
+def test_more_events_than_may_be_in_flight_are_too_many_for_a_request(database_url: str, queue: str) -> None:
+    """A 503 would ask the client to send again for ever what can never be let in."""
+    with TestClient(create_app(Settings(chronicle_max_in_flight=2), database_url, queue)) as client:
+        refused = client.post("/publish", json={"events": [event(f"e{number}") for number in range(3)]})
+    assert (refused.status_code, refused.json()["detail"][0]["msg"]) == (413, "at most 2 events a request")
 
 
 SLOW_COMMITS = """
