@@ -37,6 +37,12 @@ SESSION = {
 }
 """What each session of ours sets: one clock zone, and an end to everything that could wait for ever."""
 
+PINNED = {"default_transaction_isolation": r"read\ committed"}
+"""What each session is given after the options of the URL, so that neither these, nor the database, nor the user can
+change it. Statements that wait for a rebuild's swap, or for each other, count on seeing what was committed meanwhile.
+Not by BEGIN_SESSION: a hot standby refuses even that one where SERIALIZABLE is the default.
+"""
+
 
 def readable(url: str, variable: str = "DATABASE_URL") -> str:
     """The URL as it is. Raises SettingsError where libpq cannot read it; whether anybody answers there is not asked."""
@@ -50,8 +56,12 @@ def readable(url: str, variable: str = "DATABASE_URL") -> str:
 def _options(service: str, url: str, **session: str) -> dict[str, Any]:
     """Connection parameters for a service."""
     given = conninfo_to_dict(readable(url)).get("options") or ""
-    settings = " ".join(f"-c {name}={value}" for name, value in (SESSION | session).items())
-    return CONNECTION | {"application_name": f"chronicle-{service}", "options": f"{settings} {given}".strip()}
+    options = f"{_switches(SESSION | session)} {given} {_switches(PINNED)}"  # the last word counts
+    return CONNECTION | {"application_name": f"chronicle-{service}", "options": options}
+
+
+def _switches(settings: dict[str, str]) -> str:
+    return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
 
 BEGIN_SESSION = """

@@ -32,9 +32,22 @@ CREATE ROLE {0} LOGIN PASSWORD 'reader-of-the-test' IN ROLE chronicle_query;
 ALTER ROLE {0} SET timezone = 'UTC';
 ALTER ROLE {0} SET statement_timeout = '20s';
 ALTER ROLE {0} SET lock_timeout = '10s';
+ALTER ROLE {0} SET default_transaction_isolation = 'read committed';
 ALTER ROLE {0} SET default_transaction_read_only = on;
 """
 """As the README says: what the pooler does not pass on, the login has by itself."""
+
+ADMINISTRATOR = """
+ALTER DATABASE {0} SET default_transaction_isolation = 'serializable';
+"""
+"""What others set, and what the login has otherwise."""
+
+BY_ITSELF = {
+    "statement_timeout": "20s",
+    "lock_timeout": "10s",
+    "timezone": "UTC",
+    "default_transaction_isolation": "read committed",
+}
 
 CONFIG = """
 [databases]
@@ -55,7 +68,7 @@ ignore_startup_parameters = options,extra_float_digits
 def pooled(database_url: str, db: psycopg.Connection[Any], server_home: Path) -> Iterator[str]:
     """The address of a pgbouncer: two sessions for all, as the reader in `reading`, as the owner in the database."""
     given, listen, reader = conninfo_to_dict(database_url), free_port(), f"reader_{uuid.uuid4().hex[:8]}"
-    db.execute(READER.format(reader))
+    db.execute(READER.format(reader) + ADMINISTRATOR.format(given["dbname"]))
     config = server_home / f"{reader}.ini"
     words = {"name": given["dbname"], "listen": listen, "reader": reader, **given}
     config.write_text(CONFIG.format(**words))
@@ -109,7 +122,7 @@ async def test_the_query_service_answers_through_it_whoever_else_does(
 def test_its_sessions_have_the_deadlines_of_the_reader_and_cannot_write(answering: str, pooled: str) -> None:
     assert ready(answering)
     with psycopg.connect(f"{pooled}/reading", autocommit=True, prepare_threshold=None) as reading:
-        for name, expected in {"statement_timeout": "20s", "lock_timeout": "10s", "timezone": "UTC"}.items():
+        for name, expected in BY_ITSELF.items():
             assert database.value(reading, "SELECT current_setting(%s)", [name]) == expected
         with pytest.raises((ReadOnlySqlTransaction, InsufficientPrivilege)):
             reading.execute("INSERT INTO outbox (batch_id) VALUES (gen_random_uuid())")

@@ -112,7 +112,8 @@ async def test_who_waits_for_the_turn_sees_what_was_committed_meanwhile_whatever
 ) -> None:
     first, second = await receive(database_url, [event("a")], [event("b")])
     project(db, [first], 0)
-    with database.connect(database_url, "sequencer", default_transaction_isolation="serializable") as waiting:
+    with database.connect(database_url, "sequencer") as waiting:
+        waiting.execute("SET default_transaction_isolation = 'serializable'")
         numbered: list[int] = []
         thread = threading.Thread(target=lambda: numbered.append(number(waiting)))
         with db.transaction():
