@@ -30,12 +30,11 @@ CONNECTION: dict[str, Any] = {
     "tcp_user_timeout": 15_000,
 }
 SESSION = {
-    "TimeZone": "UTC",
     "statement_timeout": f"{STATEMENT_SECONDS}s",
     "lock_timeout": f"{LOCK_SECONDS}s",
     "idle_in_transaction_session_timeout": "15s",
 }
-"""What each session of ours sets: one clock zone, and an end to everything that could wait for ever."""
+"""What each session of ours sets, unless the URL says otherwise: an end to everything that could wait for ever."""
 
 PINNED = {"default_transaction_isolation": r"read\ committed"}
 """What each session is given after the options of the URL, so that neither these, nor the database, nor the user can
@@ -71,12 +70,15 @@ SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchro
            WHERE rolname = %(role)s::text AND pg_has_role(session_user, oid,
                CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
        ), current_setting('role')), false),
+       set_config('DateStyle', 'ISO', false),
+       set_config('TimeZone', 'UTC', false),
        pg_backend_pid()
 """
 """What follows the connection. `synchronous_commit` is pinned, never `off`: what the database, the user or a later
 reload of the configuration says cannot weaken the promise. `local`, `remote_write` and `remote_apply` stay, since each
 waits for the disk here; what they choose is how to treat standbys. And the session takes the role of its service where
-its user may; else, as before there were roles, it keeps the rights of its user.
+its user may; else, as before there were roles, it keeps the rights of its user. Times are written in one way, the one
+that is read: options would not do, since libpq sends the environment's PGDATESTYLE and PGTZ behind them.
 """
 
 
@@ -200,7 +202,7 @@ def migrate(url: str) -> None:
     options = _options("migrate", url, statement_timeout="0", lock_timeout="0")
     try:
         with psycopg.connect(url, autocommit=True, **options) as connection:
-            pooler.refuse(connection.info, connection.execute("SELECT pg_backend_pid()").fetchone())
+            pooler.refuse(connection.info, connection.execute(*_begin_session("migrate")).fetchone())
             connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
             found = _version(connection)
             if found and found > head():

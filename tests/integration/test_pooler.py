@@ -39,6 +39,7 @@ ALTER ROLE {0} SET default_transaction_read_only = on;
 
 ADMINISTRATOR = """
 ALTER DATABASE {0} SET default_transaction_isolation = 'serializable';
+ALTER DATABASE {0} SET datestyle = 'German';
 """
 """What others set, and what the login has otherwise."""
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from given import event, receive
 from psycopg.conninfo import make_conninfo
+from servers import eventually
+from starlette.testclient import TestClient
 
-from chronicle import database
+from chronicle import database, rebuild, verify
+from chronicle.settings import Settings
+from projector.worker import Worker
+from query.app import create_app
 
 LEVELS = ("DATABASE", "ROLE", "URL")
 """Who says what a session is to be."""
 
-PIN = {"default_transaction_isolation": ("serializable", "read committed")}
+PIN = {
+    "default_transaction_isolation": ("serializable", "read committed"),
+    "DateStyle": ("SQL, DMY", "ISO, DMY"),
+    "TimeZone": ("Asia/Kathmandu", "UTC"),
+}
 """What somebody else sets, and what our sessions have all the same."""
 
 
@@ -40,8 +50,38 @@ async def shown(url: str, name: str) -> list[str]:
     return found
 
 
+@pytest.fixture
+def administered(database_url: str) -> str:
+    """A database for which somebody has set, in other ways than ours, all that PIN names."""
+    for name, (set_to, _) in PIN.items():
+        says("DATABASE", name, set_to, database_url)
+    return database_url
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", PIN)
 async def test_what_must_hold_holds_whatever_others_say(name: str, level: str, database_url: str) -> None:
     set_to, ours = PIN[name]
     assert await shown(says(level, name, set_to, database_url), name) == [ours] * 3
+
+
+@pytest.mark.parametrize(("variable", "name"), [("PGDATESTYLE", "DateStyle"), ("PGTZ", "TimeZone")])
+async def test_neither_does_the_environment_change_it(
+    variable: str, name: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to, ours = PIN[name]
+    monkeypatch.setenv(variable, set_to)
+    assert await shown(database_url, name) == [ours] * 3
+
+
+async def test_such_a_database_is_worked_in_like_any_other(administered: str, worker: Worker) -> None:
+    await receive(administered, [event("a"), event("a")])
+    eventually(worker.run_once)
+    rebuild.rebuild(administered)
+    assert [text for _, _, violations in verify.run(administered) for text in violations] == []
+    with TestClient(create_app(Settings(), administered)) as client:
+        assert client.get("/events").json()["events"] == [event("a", timestamp="2025-01-01T00:00:00Z")]
+        [record] = client.get("/audit?action=DROPPED").json()["audit_logs"]
+        assert record["created_at"].endswith("Z")
+        [sighting] = client.get("/events/t/a/trail?limit=1").json()["sightings"]
+        assert sighting
