@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from chronicle import arrays, pooler, roles
-from chronicle.errors import DatabaseAway, NotAllowed, NotDurable, SchemaBehind, SettingsError
+from chronicle.errors import ChronicleError, DatabaseAway, NotAllowed, NotDurable, SchemaBehind, SettingsError
 
 STATEMENT_SECONDS = 20
 LOCK_SECONDS = 10
@@ -23,6 +23,7 @@ WRITER_LOCKS, LANES = 0x43570001, 1024
 MIGRATION_LOCK = 0x43570000_00000000
 
 CONNECTION: dict[str, Any] = {
+    "client_encoding": "UTF8",
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -203,6 +204,7 @@ def migrate(url: str) -> None:
     try:
         with psycopg.connect(url, autocommit=True, **options) as connection:
             pooler.refuse(connection.info, connection.execute(*_begin_session("migrate")).fetchone())
+            _check_encoding(connection.info)
             connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
             found = _version(connection)
             if found and found > head():
@@ -214,6 +216,13 @@ def migrate(url: str) -> None:
                 roles.warn_of_missing(connection)
     except psycopg.Error as error:
         raise DatabaseAway(f"cannot migrate: {_first_line(error)}") from error
+
+
+def _check_encoding(told: psycopg.ConnectionInfo) -> None:
+    """Raises ChronicleError where the database cannot hold every character."""
+    encoding = told.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise ChronicleError(f"cannot migrate: the database is in {encoding}, make one with ENCODING 'UTF8'")
 
 
 SCHEMA_VERSION = "SELECT version_num FROM alembic_version"

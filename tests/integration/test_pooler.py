@@ -40,6 +40,7 @@ ALTER ROLE {0} SET default_transaction_read_only = on;
 ADMINISTRATOR = """
 ALTER DATABASE {0} SET default_transaction_isolation = 'serializable';
 ALTER DATABASE {0} SET datestyle = 'German';
+ALTER DATABASE {0} SET client_encoding = 'LATIN1';
 """
 """What others set, and what the login has otherwise."""
 
@@ -107,7 +108,7 @@ def ready(url: str) -> bool:
 async def test_the_query_service_answers_through_it_whoever_else_does(
     answering: str, database_url: str, worker: Worker
 ) -> None:
-    await receive(database_url, [event(f"e{n}") for n in range(50)])
+    await receive(database_url, [event(f"e{n}", source="Käse") for n in range(50)])
     eventually(worker.run_once)  # it is overdue after a second, since no ticket names it
     eventually(lambda: httpx2.get(f"{answering}/stats").json()["unique_processed"] == 50)
     paths = ["/stats", "/events?topic=t&limit=10", "/audit?event_id=e7", "/audit/summary"] * 25
@@ -117,7 +118,9 @@ async def test_the_query_service_answers_through_it_whoever_else_does(
     for path, answer in zip(paths, answers, strict=True):
         if "stats" not in path:  # its uptime goes on
             assert answer.json() == httpx2.get(answering + path).json()
-    assert answers[2].json()["audit_logs"][0]["created_at"].endswith("Z")
+    [record, *_] = answers[2].json()["audit_logs"]
+    assert record["created_at"].endswith("Z")
+    assert record["source"] == "Käse"
 
 
 def test_its_sessions_have_the_deadlines_of_the_reader_and_cannot_write(answering: str, pooled: str) -> None:

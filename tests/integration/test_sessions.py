@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from given import event, receive
+from given import event, new_database, receive
 from psycopg.conninfo import make_conninfo
 from servers import eventually
 from starlette.testclient import TestClient
 
 from chronicle import database, rebuild, verify
+from chronicle.errors import ChronicleError
 from chronicle.settings import Settings
 from projector.worker import Worker
 from query.app import create_app
@@ -21,6 +22,7 @@ PIN = {
     "default_transaction_isolation": ("serializable", "read committed"),
     "DateStyle": ("SQL, DMY", "ISO, DMY"),
     "TimeZone": ("Asia/Kathmandu", "UTC"),
+    "client_encoding": ("LATIN1", "UTF8"),
 }
 """What somebody else sets, and what our sessions have all the same."""
 
@@ -65,7 +67,9 @@ async def test_what_must_hold_holds_whatever_others_say(name: str, level: str, d
     assert await shown(says(level, name, set_to, database_url), name) == [ours] * 3
 
 
-@pytest.mark.parametrize(("variable", "name"), [("PGDATESTYLE", "DateStyle"), ("PGTZ", "TimeZone")])
+@pytest.mark.parametrize(
+    ("variable", "name"), [("PGDATESTYLE", "DateStyle"), ("PGTZ", "TimeZone"), ("PGCLIENTENCODING", "client_encoding")]
+)
 async def test_neither_does_the_environment_change_it(
     variable: str, name: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,13 +79,27 @@ async def test_neither_does_the_environment_change_it(
 
 
 async def test_such_a_database_is_worked_in_like_any_other(administered: str, worker: Worker) -> None:
-    await receive(administered, [event("a"), event("a")])
+    sent = event("käse-\U0001f9c0", payload={"message": "Käse \U0001f9c0"})
+    await receive(administered, [sent, sent])
     eventually(worker.run_once)
     rebuild.rebuild(administered)
     assert [text for _, _, violations in verify.run(administered) for text in violations] == []
     with TestClient(create_app(Settings(), administered)) as client:
-        assert client.get("/events").json()["events"] == [event("a", timestamp="2025-01-01T00:00:00Z")]
+        assert client.get("/events").json()["events"] == [sent]
         [record] = client.get("/audit?action=DROPPED").json()["audit_logs"]
         assert record["created_at"].endswith("Z")
-        [sighting] = client.get("/events/t/a/trail?limit=1").json()["sightings"]
-        assert sighting
+
+
+async def test_a_client_encoding_of_the_url_changes_nothing(database_url: str) -> None:
+    url = make_conninfo(database_url, client_encoding="LATIN1")
+    assert await shown(url, "client_encoding") == ["UTF8"] * 3
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_in_another_encoding_is_not_migrated(encoding: str, postgres_url: str) -> None:
+    made_as = f"template0 ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C'"
+    for url in new_database(postgres_url, made_as):
+        with pytest.raises(ChronicleError, match=f"cannot migrate: the database is in {encoding}"):
+            database.migrate(url)
+        with TestClient(create_app(Settings(), url)) as client:
+            assert client.get("/ready").status_code == 503
