@@ -37,9 +37,11 @@ SESSION = {
 }
 """What each session of ours sets, unless the URL says otherwise: an end to everything that could wait for ever."""
 
-PINNED = {"default_transaction_isolation": r"read\ committed"}
+PINNED = {"default_transaction_isolation": r"read\ committed", "search_path": "public"}
 """What each session is given after the options of the URL, so that neither these, nor the database, nor the user can
-change it. Statements that wait for a rebuild's swap, or for each other, count on seeing what was committed meanwhile.
+change it. Statements that wait for a rebuild's swap, or for each other, count on seeing what was committed meanwhile;
+and the tables are the same ones whatever role looks for them.
+
 Not by BEGIN_SESSION: a hot standby refuses even that one where SERIALIZABLE is the default.
 """
 

@@ -32,6 +32,7 @@ CREATE ROLE {0} LOGIN PASSWORD 'reader-of-the-test' IN ROLE chronicle_query;
 ALTER ROLE {0} SET timezone = 'UTC';
 ALTER ROLE {0} SET statement_timeout = '20s';
 ALTER ROLE {0} SET lock_timeout = '10s';
+ALTER ROLE {0} SET search_path = 'public';
 ALTER ROLE {0} SET default_transaction_isolation = 'read committed';
 ALTER ROLE {0} SET default_transaction_read_only = on;
 """
@@ -41,6 +42,7 @@ ADMINISTRATOR = """
 ALTER DATABASE {0} SET default_transaction_isolation = 'serializable';
 ALTER DATABASE {0} SET datestyle = 'German';
 ALTER DATABASE {0} SET client_encoding = 'LATIN1';
+ALTER DATABASE {0} SET search_path = 'app';
 """
 """What others set, and what the login has otherwise."""
 
@@ -48,6 +50,7 @@ BY_ITSELF = {
     "statement_timeout": "20s",
     "lock_timeout": "10s",
     "timezone": "UTC",
+    "search_path": "public",
     "default_transaction_isolation": "read committed",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import psycopg
 import pytest
 from given import event, new_database, receive
@@ -23,6 +25,7 @@ PIN = {
     "DateStyle": ("SQL, DMY", "ISO, DMY"),
     "TimeZone": ("Asia/Kathmandu", "UTC"),
     "client_encoding": ("LATIN1", "UTF8"),
+    "search_path": ("app", "public"),
 }
 """What somebody else sets, and what our sessions have all the same."""
 
@@ -53,11 +56,14 @@ async def shown(url: str, name: str) -> list[str]:
 
 
 @pytest.fixture
-def administered(database_url: str) -> str:
-    """A database for which somebody has set, in other ways than ours, all that PIN names."""
+def administered(empty_url: str) -> str:
+    """A database for which somebody set, in other ways than ours, all that PIN names before it was migrated."""
     for name, (set_to, _) in PIN.items():
-        says("DATABASE", name, set_to, database_url)
-    return database_url
+        says("DATABASE", name, set_to, empty_url)
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("CREATE SCHEMA app")
+    database.migrate(empty_url)
+    return empty_url
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -78,16 +84,51 @@ async def test_neither_does_the_environment_change_it(
     assert await shown(database_url, name) == [ours] * 3
 
 
-async def test_such_a_database_is_worked_in_like_any_other(administered: str, worker: Worker) -> None:
+async def test_such_a_database_is_worked_in_like_any_other(administered: str, queue: str) -> None:
     sent = event("käse-\U0001f9c0", payload={"message": "Käse \U0001f9c0"})
     await receive(administered, [sent, sent])
-    eventually(worker.run_once)
+    await work_off(administered, queue)
     rebuild.rebuild(administered)
     assert [text for _, _, violations in verify.run(administered) for text in violations] == []
     with TestClient(create_app(Settings(), administered)) as client:
         assert client.get("/events").json()["events"] == [sent]
         [record] = client.get("/audit?action=DROPPED").json()["audit_logs"]
         assert record["created_at"].endswith("Z")
+
+
+async def work_off(url: str, queue: str) -> None:
+    """Projects a batch that waits."""
+    worker = Worker(url, queue, threading.Event())
+    eventually(worker.run_once)  # it is overdue after a second, since no ticket names it
+    worker.close()
+
+
+async def test_a_schema_of_the_users_name_is_left_alone(empty_url: str, queue: str) -> None:
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("CREATE SCHEMA chronicle")
+    database.migrate(empty_url)
+    await receive(empty_url, [event("a")])
+    await work_off(empty_url, queue)
+    assert tables(empty_url) == {"public"}
+
+
+async def test_a_rebuild_with_another_search_path_makes_the_tables_that_the_services_use(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("CREATE SCHEMA app")
+    url = says("URL", "search_path", "app", database_url)
+    database.migrate(url)
+    await receive(database_url, [event("a")])
+    rebuild.rebuild(url)
+    assert tables(database_url) == {"public"}
+    assert [text for _, _, violations in verify.run(url) for text in violations] == []
+
+
+def tables(url: str) -> set[str]:
+    """The schemas that have tables or views."""
+    named = "SELECT DISTINCT relnamespace::regnamespace::text FROM pg_class WHERE relkind IN ('r', 'v')"
+    with psycopg.connect(url) as connection:
+        schemas = {str(row[0]) for row in connection.execute(named)}
+    return schemas - {"pg_catalog", "information_schema"}
 
 
 async def test_a_client_encoding_of_the_url_changes_nothing(database_url: str) -> None:
