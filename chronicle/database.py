@@ -125,14 +125,15 @@ def read_pool(url: str, service: str, size: int) -> AsyncConnectionPool[psycopg.
     snapshot before the statement's locks: one that waited for a rebuild's swap would then find its new tables empty.
     Statements are not prepared, so that each is planned for the filters that it has.
     """
-    session = {"default_transaction_read_only": "on"}
 
     async def configure(connection: psycopg.AsyncConnection[TupleRow]) -> None:
         await connection.execute(*_begin_session(service))
+        # Not an option: a URL with target_session_attrs=read-write would refuse the session.
+        await connection.execute("SET default_transaction_read_only = on")
 
     return AsyncConnectionPool(
         url,
-        kwargs=_options(service, url, **session) | {"autocommit": True, "prepare_threshold": None},
+        kwargs=_options(service, url) | {"autocommit": True, "prepare_threshold": None},
         min_size=2,
         max_size=size,
         timeout=5,

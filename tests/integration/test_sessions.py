@@ -7,6 +7,7 @@ import threading
 import psycopg
 import pytest
 from given import event, new_database, receive
+from psycopg import errors as pg
 from psycopg.conninfo import make_conninfo
 from servers import eventually
 from starlette.testclient import TestClient
@@ -134,6 +135,13 @@ def tables(url: str) -> set[str]:
 async def test_a_client_encoding_of_the_url_changes_nothing(database_url: str) -> None:
     url = make_conninfo(database_url, client_encoding="LATIN1")
     assert await shown(url, "client_encoding") == ["UTF8"] * 3
+
+
+async def test_a_session_that_can_only_read_is_had_where_the_url_wants_one_that_writes(database_url: str) -> None:
+    url = make_conninfo(database_url, target_session_attrs="read-write")
+    async with database.read_pool(url, "query", 2) as pool, pool.connection() as session:
+        with pytest.raises(pg.ReadOnlySqlTransaction):
+            await session.execute("CREATE TABLE mine (n int)")
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
