@@ -144,6 +144,10 @@ def read_pool(url: str, service: str, size: int) -> AsyncConnectionPool[psycopg.
     )
 
 
+LOST = (psycopg.OperationalError, pg.TransactionTimeout, pg.IdleInTransactionSessionTimeout)
+"""What psycopg raises where it is the session or the server that fails: the last two end the session as well."""
+
+
 @contextmanager
 def ours() -> Iterator[None]:
     """Turns psycopg's errors into ours: a lost or refused connection, a schema or a privilege that is missing.
@@ -152,7 +156,7 @@ def ours() -> Iterator[None]:
     """
     try:
         yield
-    except (psycopg.OperationalError, psycopg.InterfaceError, pg.ReadOnlySqlTransaction) as error:
+    except (*LOST, psycopg.InterfaceError, pg.ReadOnlySqlTransaction) as error:
         raise DatabaseAway(f"PostgreSQL cannot be used: {_first_line(error)}") from error
     except pg.UndefinedTable:
         raise SchemaBehind from None

@@ -259,7 +259,7 @@ class Worker:
             self._projected.set()
         except psycopg.Error as error:
             metrics.PROJECT_FAILURES.inc()
-            if isinstance(error, psycopg.OperationalError) and not isinstance(error, pg.QueryCanceled):
+            if isinstance(error, database.LOST) and not isinstance(error, pg.QueryCanceled):
                 self._not_their_fault(connection, group)
                 raise DatabaseAway(str(error).strip()) from error
             log.error(

@@ -1,20 +1,25 @@
-"""Our sessions: some of what they are is as it must be, whatever the database, its user or the URL says."""
+"""Our sessions are as they must be whatever others say of them, and what ends one is not the fault of an event."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
-from given import event, new_database, receive
+from given import columns, event, new_database, receive
 from psycopg import errors as pg
 from psycopg.conninfo import make_conninfo
 from servers import eventually
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from chronicle import database, rebuild, verify
-from chronicle.errors import ChronicleError
+from chronicle.errors import ChronicleError, DatabaseAway
+from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
+from command.receive import Writer
 from projector.worker import Worker
 from query.app import create_app
 
@@ -37,7 +42,6 @@ def says(level: str, name: str, value: str, url: str) -> str:
         return make_conninfo(url, options=f"-c {name}={value.replace(' ', chr(92) + ' ')}")
     with psycopg.connect(url, autocommit=True) as connection:
         whose = connection.info.dbname if level == "DATABASE" else f"chronicle IN DATABASE {connection.info.dbname}"
-        level = level if level == "DATABASE" else "ROLE"
         connection.execute(f"ALTER {level} {whose} SET {name} = '{value}'")
     with psycopg.connect(url) as connection:
         assert database.value(connection, "SELECT current_setting(%s)", [name]) == value
@@ -152,3 +156,41 @@ def test_a_database_in_another_encoding_is_not_migrated(encoding: str, postgres_
             database.migrate(url)
         with TestClient(create_app(Settings(), url)) as client:
             assert client.get("/ready").status_code == 503
+
+
+@pytest.fixture
+def impatient(database_url: str, db: psycopg.Connection[Any]) -> Iterator[str]:
+    """A database where transactions end after half a second, and all that count in `stats` wait for longer."""
+    says("DATABASE", "transaction_timeout", "500ms", database_url)
+    with db.transaction():
+        db.execute("LOCK TABLE stats IN ACCESS EXCLUSIVE MODE")
+        yield database_url
+
+
+async def test_a_commit_that_the_administrator_ends_is_a_lost_session(impatient: str) -> None:
+    writer = await Writer.open(impatient)
+    with pytest.raises(DatabaseAway, match="transaction timeout"):
+        await writer.record_received(new_batch_id(), columns(event("a")))
+    await writer.close()
+
+
+def test_an_answer_that_the_administrator_ends_is_a_503(impatient: str) -> None:
+    with TestClient(create_app(Settings(), impatient)) as client:
+        assert client.get("/stats").status_code == 503
+
+
+async def test_a_projection_that_the_administrator_ends_is_not_the_fault_of_its_batch(
+    database_url: str, queue: str, request: pytest.FixtureRequest
+) -> None:
+    await receive(database_url, [event("a")])
+    worker = Worker(request.getfixturevalue("impatient"), queue, threading.Event())
+    with capture_logs() as logged, pytest.raises(DatabaseAway, match="transaction timeout"):
+        eventually(worker.run_once)
+    assert [entry for entry in logged if entry["log_level"] == "error"] == []
+    worker.close()
+
+
+def test_a_transaction_that_was_idle_for_too_long_is_a_lost_session(db: psycopg.Connection[Any]) -> None:
+    """Said by the server here: what a session that it ends is told comes together with the end, or is lost with it."""
+    with pytest.raises(DatabaseAway, match="idle for too long"), database.ours():
+        db.execute("DO $$ BEGIN RAISE SQLSTATE '25P03' USING MESSAGE = 'idle for too long'; END $$")
