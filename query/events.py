@@ -56,27 +56,36 @@ SELECT coalesce(sum(processed), 0)::bigint FROM stats WHERE (%(topic)s::text IS 
 
 COUNT = f"SELECT count(*) FROM processed_events WHERE {MATCHES}"
 
-# One statement is one snapshot: the count and the page agree.
+# One statement is one snapshot: the count and the page agree. Of a large payload `page` holds only where it is. It is
+# read to be measured, row by row until the sum is beyond the bound (`LIMIT 1`), and again to be shown. What it has when
+# compressed, the one length that PostgreSQL tells without reading it, may be a ninetieth of it, or all.
 PAGE = f"""
-WITH page AS (
-    SELECT event_id, topic, source, payload::text AS payload, "timestamp", batch_id, position
+WITH page AS MATERIALIZED (
+    SELECT event_id, topic, source, payload, "timestamp", batch_id, position
     FROM processed_events
     WHERE {MATCHES}
       AND (%(batch_id)s::uuid IS NULL
            OR ("timestamp", batch_id, position) < (%(timestamp)s::timestamptz, %(batch_id)s, %(position)s::int))
     ORDER BY "timestamp" DESC, batch_id DESC, position DESC
     LIMIT %(limit)s + 1
-), sized AS (
-    SELECT page.*, sum(octet_length(payload)) OVER (
-        ORDER BY "timestamp" DESC, batch_id DESC, position DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-    ) AS bytes_before
-    FROM page
+), beyond AS MATERIALIZED (
+    SELECT "timestamp", batch_id, position
+    FROM (
+        SELECT page.*, sum(octet_length(payload::text)) OVER (
+            ORDER BY "timestamp" DESC, batch_id DESC, position DESC ROWS UNBOUNDED PRECEDING
+        ) AS bytes
+        FROM page
+    ) AS measured
+    WHERE bytes > %(bytes)s
+    ORDER BY "timestamp" DESC, batch_id DESC, position DESC
+    LIMIT 1
 )
 SELECT total.count, page.event_id, page.topic, page.source,
-       CASE WHEN page.bytes_before > %(bytes)s THEN NULL ELSE page.payload END,
+       CASE WHEN (page."timestamp", page.batch_id, page.position) < (SELECT * FROM beyond) THEN NULL
+            ELSE page.payload::text END,
        page."timestamp", page.batch_id, page.position
 FROM ({{count}}) AS total(count)
-LEFT JOIN sized AS page ON true
+LEFT JOIN page ON true
 ORDER BY page."timestamp" DESC, page.batch_id DESC, page.position DESC
 """
 PAGE_BY_TOPIC = PAGE.format(count=COUNT_BY_TOPIC)

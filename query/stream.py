@@ -22,6 +22,12 @@ MOST_FACTS, MOST_EVENTS = 1000, 1000
 PAGE_BYTES = 512 * 2**10
 """A page ends after so many facts that were looked at, or events, or bytes of payload."""
 
+READ_BYTES = 4 * 2**20
+"""Nor does it unfold further facts after so many bytes of payloads: each is unfolded whole, whatever is wanted of it.
+
+Facts are measured one by one until then, as payloads are in query/events.py; `[:]` has the size that is read.
+"""
+
 PIECE_BYTES = 64 * 2**10
 """What is written at once: a reader has ANSWER_SECONDS (chronicle/connections.py) for it, not for the whole answer."""
 
@@ -31,7 +37,7 @@ Topics = tuple[str, ...]
 def _page(*, events: str, about: str) -> str:
     """The statement for a page: `events` counts those of fact f that are wanted, `about` says whether event e is.
 
-    Facts first, by place and few enough; of one that has no wanted event nothing else is read.
+    Facts first, by place, few enough, and small enough; of one that has no wanted event nothing else is read.
     """
     return f"""
 WITH ahead AS MATERIALIZED (
@@ -45,18 +51,37 @@ WITH ahead AS MATERIALIZED (
         WHERE facts.batch_id = s.batch_id AND facts.action = 'PROCESSED' AND facts.attempt = s.attempt
         OFFSET 0
     ) AS f
-), taken AS MATERIALIZED (
-    SELECT sequence, batch_id, positions, events FROM (
+), few AS MATERIALIZED (
+    SELECT counted.sequence, counted.positions, counted.events, r.*
+    FROM (
         SELECT ahead.*, sum(events) OVER (ORDER BY sequence ROWS UNBOUNDED PRECEDING) - events AS before FROM ahead
     ) AS counted
+    LEFT JOIN LATERAL (
+        SELECT coalesce(event_ids, event_uuids::text[]) AS event_ids, topics, sources, payloads, timestamps
+        FROM facts
+        WHERE counted.events > 0 AND facts.batch_id = counted.batch_id AND facts.action = 'RECEIVED'
+        OFFSET 0
+    ) AS r ON true
     WHERE before < {MOST_EVENTS}
+), beyond AS MATERIALIZED (
+    SELECT sequence
+    FROM (
+        SELECT sequence, sum(pg_column_size(payloads[:])) OVER (
+            ORDER BY sequence ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) AS bytes_before
+        FROM few
+    ) AS measured
+    WHERE bytes_before > {READ_BYTES}
+    ORDER BY sequence
+    LIMIT 1
+), taken AS MATERIALIZED (
+    SELECT * FROM few WHERE coalesce(sequence < (SELECT sequence FROM beyond), true)
 ), page AS (
     SELECT t.sequence, e.position, e.event_id, e.topic, e.source, e.payload::text AS payload, e."timestamp"
     FROM taken t
-    JOIN facts r ON r.batch_id = t.batch_id AND r.action = 'RECEIVED'
     CROSS JOIN LATERAL (
         SELECT e.*
-        FROM unnest(coalesce(r.event_ids, r.event_uuids::text[]), r.topics, r.sources, r.payloads, r.timestamps)
+        FROM unnest(t.event_ids, t.topics, t.sources, t.payloads, t.timestamps)
             WITH ORDINALITY AS e(event_id, topic, source, payload, "timestamp", position)
         LEFT JOIN unnest(t.positions) AS chosen(position) ON chosen.position = e.position
         WHERE t.positions IS NULL OR chosen.position IS NOT NULL

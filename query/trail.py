@@ -143,7 +143,11 @@ def _not_there(state: str) -> NotThere:
     return NotThere(state, ["path", "event_id"], NOT_STORED[state])
 
 
+READ_BYTES = 128 * 2**20
+"""A trail has no further payloads where so much was read for them: each is found among all payloads of its batch."""
+
 # Batches have ids in order of time. The sighting that is stored comes first, even where it was not received first.
+# Payloads are read as for a page of /events. Of an array, `[:]` has the size that it has when it is read.
 TRAIL = f"""
 WITH sighted AS (
     SELECT batch_id, position, 'PROCESSED' AS outcome, NULL AS reason FROM processed_events WHERE {KEY}
@@ -152,26 +156,36 @@ WITH sighted AS (
     UNION ALL SELECT batch_id, position, 'FAILED', NULL FROM failed_events WHERE {KEY}
     UNION ALL SELECT f.*, NULL, NULL FROM ({IN_FLIGHT}) AS f
 ), shown AS MATERIALIZED (
-    SELECT *, count(*) OVER () AS count FROM sighted
-    ORDER BY outcome IS NOT DISTINCT FROM 'PROCESSED' DESC, batch_id, position
+    SELECT *, count(*) OVER () AS count,
+           row_number() OVER (ORDER BY outcome IS NOT DISTINCT FROM 'PROCESSED' DESC, batch_id, position) AS number
+    FROM sighted
+    ORDER BY number
     LIMIT %(limit)s
 ), sightings AS MATERIALIZED (
     SELECT shown.*, r.sources[shown.position] AS source, r.timestamps[shown.position] AS "timestamp",
-           CASE WHEN reason = 'duplicate' THEN NULL ELSE r.payloads[shown.position]::text END AS payload,
+           CASE WHEN reason = 'duplicate' THEN NULL ELSE r.payloads END AS payloads,
            (SELECT request.id
             FROM (SELECT q.id, sum(q.size) OVER (ORDER BY q.number) AS last
                   FROM unnest(r.request_ids, r.request_sizes) WITH ORDINALITY AS q(id, size, number)) AS request
             WHERE request.last >= shown.position ORDER BY request.last LIMIT 1) AS request_id
     FROM shown
     JOIN facts r ON r.batch_id = shown.batch_id AND r.action = 'RECEIVED'
-), sized AS (
-    SELECT *, row_number() OVER place AS number, sum(octet_length(payload)) OVER place AS bytes
-    FROM sightings
-    WINDOW place AS (ORDER BY outcome IS NOT DISTINCT FROM 'PROCESSED' DESC, batch_id, position)
+), beyond AS MATERIALIZED (
+    SELECT number
+    FROM (
+        SELECT number, sum(octet_length(payloads[position]::text)) OVER so_far AS bytes,
+               sum(pg_column_size(payloads[:])) OVER so_far AS read_bytes
+        FROM sightings
+        WINDOW so_far AS (ORDER BY number ROWS UNBOUNDED PRECEDING)
+    ) AS measured
+    WHERE bytes > %(bytes)s OR read_bytes > %(read_bytes)s
+    ORDER BY number
+    LIMIT 1
 )
-SELECT s.count, s.batch_id, s.position, s.source, s."timestamp", CASE WHEN s.bytes <= %(bytes)s THEN s.payload END,
-       s.request_id, s.outcome, told.actions, told.moments, told.workers, told.attempts, told.reasons
-FROM sized s
+SELECT s.count, s.batch_id, s.position, s.source, s."timestamp",
+       CASE WHEN s.number >= (SELECT number FROM beyond) THEN NULL ELSE s.payloads[s.position]::text END, s.request_id,
+       s.outcome, told.actions, told.moments, told.workers, told.attempts, told.reasons
+FROM sightings s
 CROSS JOIN LATERAL (
     SELECT array_agg(f.action ORDER BY f.recorded_at, f.id) AS actions,
            array_agg(f.recorded_at ORDER BY f.recorded_at, f.id) AS moments,
@@ -190,10 +204,11 @@ ORDER BY s.number
 async def trail(connection: psycopg.AsyncConnection[Any], topic: str, event_id: str, limit: int) -> bytes:
     """The trail as JSON: at most `limit` sightings, of `count` in all, the stored one first, then in order of time.
 
-    A duplicate has no payload: it equals the stored one. Payloads end where they are more than PAGE_BYTES together.
+    A duplicate has no payload: it equals the stored one. Payloads end where they are more than PAGE_BYTES together,
+    or more than READ_BYTES are read for them.
     Raises NotThere for an event that was never received. No batch is looked through but those in flight.
     """
-    parameters = {"topic": topic, "event_id": event_id, "limit": limit, "bytes": PAGE_BYTES}
+    parameters = {"topic": topic, "event_id": event_id, "limit": limit, "bytes": PAGE_BYTES, "read_bytes": READ_BYTES}
     rows = await (await connection.execute(TRAIL, parameters)).fetchall()
     if not rows:
         raise _not_there("not_received")

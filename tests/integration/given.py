@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
@@ -48,6 +49,21 @@ def event(event_id: str, topic: str = "t", **other: Any) -> dict[str, Any]:
         "payload": {"message": event_id},
         "timestamp": "2025-01-01T00:00:00Z",
     } | other
+
+
+LARGE_BYTES, LARGE_BLOCKS = 2**20, 2**7
+"""How long the payload of a large event is, and how many blocks PostgreSQL keeps it in, at least."""
+
+
+def large(event_id: str, **other: Any) -> dict[str, Any]:
+    """An event with a large payload, which cannot be compressed."""
+    return event(event_id, payload={"message": os.urandom(LARGE_BYTES // 2).hex()}, **other)
+
+
+def blocks_read(connection: psycopg.Connection[Any], statement: str, parameters: dict[str, Any]) -> int:
+    """How many blocks a statement reads, in memory or from the disk."""
+    plan = database.value(connection, f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 def columns(*events: dict[str, Any]) -> Events:

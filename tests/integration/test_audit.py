@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from given import event, receive
+from given import LARGE_BLOCKS, LARGE_BYTES, blocks_read, event, large, receive
 
 from chronicle import database
 from projector.projection import project
@@ -158,14 +158,16 @@ async def test_no_filter_reads_all_batches(database_url: str, db: psycopg.Connec
         assert sum(rows.values()) < BATCHES, (filters, rows)
 
 
+NO_EVENT_FILTER = {"topic": None, "source": None, "event_id": None, "from": None, "to": None}
+
+
 async def event_pages(url: str, filters: dict[str, Any], limit: int) -> tuple[list[dict[str, Any]], set[int]]:
     connection = await database.connect_async(url, "test")
-    nothing = {"topic": None, "source": None, "event_id": None, "from": None, "to": None}
     found: list[dict[str, Any]] = []
     counts: set[int] = set()
     place = None
     while True:
-        page = json.loads(await events.page(connection, nothing | filters, limit, place))
+        page = json.loads(await events.page(connection, NO_EVENT_FILTER | filters, limit, place))
         assert sum(len(json.dumps(e["payload"])) for e in page["events"][:-1]) <= events.PAGE_BYTES
         found += page["events"]
         counts.add(page["count"])
@@ -190,3 +192,30 @@ async def test_event_pages_give_every_event_once_in_order(
         assert len({e["event_id"] for e in found}) == len(found) == expected
         times = [datetime.fromisoformat(e["timestamp"]) for e in found]
         assert times == sorted(times, reverse=True)
+
+
+async def test_of_large_events_a_page_reads_those_that_it_shows(
+    database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them would be as many as `limit`, and take longer than an answer may."""
+    monkeypatch.setattr(events, "PAGE_BYTES", 2 * LARGE_BYTES)
+    project(db, await receive(database_url, *[[large(f"e{n}")] for n in range(20)]), 0)
+    found, counts = await event_pages(database_url, {}, 1000)
+    assert [e["event_id"] for e in found] == [f"e{n}" for n in reversed(range(20))]
+    assert counts == {20}
+    place = {"timestamp": datetime.min, "batch_id": None, "position": 0, "limit": 1000, "bytes": 2 * LARGE_BYTES}
+    for statement in (events.PAGE_BY_TOPIC, events.PAGE_COUNTED):
+        assert blocks_read(db, statement, NO_EVENT_FILTER | place) < 10 * LARGE_BLOCKS
+
+
+async def test_a_page_is_bounded_by_what_payloads_are_when_they_are_not_compressed(
+    database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "PAGE_BYTES", 3 * LARGE_BYTES)
+    payload = {"message": "0" * LARGE_BYTES}
+    project(db, await receive(database_url, *[[event(f"e{n}", payload=payload)] for n in range(9)]), 0)
+    connection = await database.connect_async(database_url, "test")
+    page = json.loads(await events.page(connection, NO_EVENT_FILTER, 1000, None))
+    await connection.close()
+    assert [e["event_id"] for e in page["events"]] == ["e8", "e7", "e6"]
+    assert page["events"][0]["payload"] == payload

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 import pytest
-from given import event, receive, until_blocked
+from given import LARGE_BLOCKS, LARGE_BYTES, blocks_read, event, large, receive, until_blocked
 from servers import eventually
 from structlog.testing import capture_logs
 
@@ -195,6 +195,19 @@ async def test_pages_are_bounded_in_bytes_and_have_at_least_one_event(
     found = await pages(database_url)
     assert [len(messages) for _, messages in found] == [3, 3, 2, 1]
     assert ids([message for _, messages in found for message in messages]) == [e["event_id"] for e in events]
+
+
+async def test_a_page_unfolds_no_further_facts_than_it_may_read(database_url: str, db: psycopg.Connection[Any]) -> None:
+    facts = 6 * stream.READ_BYTES // LARGE_BYTES
+    for batch_id in await receive(database_url, *[[large(f"{n}")] for n in range(facts)]):
+        project(db, [batch_id], 0)
+    number(db)
+    for topics in ((), ("t",), ("none",)):
+        statement = stream.PAGE_BY_TOPIC if topics else stream.PAGE_OF_ALL
+        where = {"sequence": 0, "position": 0, "topics": list(topics)}
+        assert blocks_read(db, statement, where) < facts * LARGE_BLOCKS / 2
+        wanted = [] if topics == ("none",) else [f"{n}" for n in range(facts)]
+        assert ids(await all_after(database_url, 0, *topics)) == wanted
 
 
 async def test_a_rare_topic_is_looked_for_in_bounded_steps(database_url: str, db: psycopg.Connection[Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from given import columns, event, receive
+from given import LARGE_BLOCKS, LARGE_BYTES, blocks_read, columns, event, large, receive
 
 from chronicle import database
 from chronicle.errors import NotThere
@@ -161,6 +161,27 @@ async def test_a_trail_is_bounded_in_sightings_and_in_bytes(
     assert payloads == [{"n": 0}, {"n": 1}, None, None, None]
 
 
+async def test_a_trail_reads_no_further_payloads_than_it_shows(database_url: str, db: psycopg.Connection[Any]) -> None:
+    for batch_id in await receive(database_url, *[[large("e")] for _ in range(20)]):
+        project(db, [batch_id], 0)
+    parameters = {"topic": "t", "event_id": "e", "limit": 100, "bytes": 2 * LARGE_BYTES, "read_bytes": 2**30}
+    assert blocks_read(db, trail.TRAIL, parameters) < 20 * LARGE_BLOCKS
+    assert (
+        blocks_read(db, trail.TRAIL, parameters | {"bytes": 2**30, "read_bytes": 2 * LARGE_BYTES}) < 20 * LARGE_BLOCKS
+    )
+
+
+async def test_a_trail_is_bounded_in_what_is_read_for_its_payloads(
+    database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = event("zeros", payload={"message": "0" * LARGE_BYTES})
+    for batch_id in await receive(database_url, *[[zeros, event("e", payload={"n": n})] for n in range(4)]):
+        project(db, [batch_id], 0)
+    monkeypatch.setattr(trail, "READ_BYTES", 3 * LARGE_BYTES)
+    payloads = [sighting["payload"] for sighting in (await ask(database_url, "t", "e"))["sightings"]]
+    assert payloads == [{"n": 0}, {"n": 1}, None, None]
+
+
 BATCHES, SIZE = 1000, 20
 
 
@@ -171,7 +192,7 @@ async def test_no_event_makes_it_look_through_all_batches(database_url: str, db:
         project(db, batch_ids[start : start + 100], 0)
     db.execute("VACUUM ANALYZE")
     for statement, event_id in itertools.product((trail.STORED, trail.TRAIL), ("e77", "never")):
-        parameters = {"topic": "t", "event_id": event_id, "limit": 100, "bytes": 2**20}
+        parameters = {"topic": "t", "event_id": event_id, "limit": 100, "bytes": 2**20, "read_bytes": 2**20}
         plan = db.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters, prepare=False).fetchone()
         assert read_rows((plan or [[{}]])[0][0]["Plan"]) < BATCHES / 10, (statement, event_id)
 
