@@ -137,6 +137,7 @@ class Worker:
         """Projects what the tickets name; `again`: they were handed out before, and nobody acknowledged them."""
         batch_ids = list(tickets.values())
         overdue: set[UUID] = set()
+        busy = bool(tickets)
         if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
             overdue = set(outbox.overdue(connection, [] if again else batch_ids))
@@ -149,9 +150,10 @@ class Worker:
             counted = outbox.count_attempt(connection, returned.intersection(batch.batch_id for batch in group))
             if free := [batch for batch in group if batch.batch_id in counted or batch.batch_id not in overdue]:
                 self._project(connection, free, announced)
+                busy = True
             self._beat(connection)
         self._acknowledge(list(tickets))
-        return bool(tickets or batches)
+        return busy
 
     def _connect(self) -> psycopg.Connection[Any]:
         if self._connection is None:

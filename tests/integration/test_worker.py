@@ -474,12 +474,15 @@ async def test_in_a_backlog_only_what_is_older_than_the_tickets_that_come_is_ove
 
 
 async def test_what_another_worker_holds_is_neither_waited_for_nor_counted(
-    database_url: str, db: psycopg.Connection[Any]
+    workers: Callable[..., Worker], database_url: str, db: psycopg.Connection[Any]
 ) -> None:
     held, free = await receive(database_url, [event("a")], [event("b")])
+    db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute' WHERE batch_id = %s", [held])
+    without_redis = workers("redis://127.0.0.1:1/0")
     with database.connect(database_url, "test") as other, db.transaction(force_rollback=True):
         db.execute("DELETE FROM outbox WHERE batch_id = %s", [held])
         assert outbox.count_attempt(other, [held, free]) == {free}
+        assert without_redis.run_once() is False  # so that it pauses, and does not ask again and again
     assert db.execute("SELECT batch_id FROM outbox WHERE attempts > 0").fetchall() == [(free,)]
 
 
