@@ -271,6 +271,11 @@ def check_schema(version: Sequence[Any] | None) -> None:
         raise SchemaBehind(f"the schema is at {found}, this version needs {head()}: {way}")
 
 
+def require_schema(connection: psycopg.Connection[Any]) -> None:
+    """Raises SchemaBehind where the database has another version's schema."""
+    check_schema(connection.execute(SCHEMA_VERSION).fetchone())
+
+
 DURABILITY = """
 SELECT coalesce(array_agg(name ORDER BY name), '{}') FROM pg_settings
 WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND reset_val = 'off'

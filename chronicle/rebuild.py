@@ -85,7 +85,7 @@ def _alone(connection: psycopg.Connection[Any]) -> Iterator[None]:
     PostgreSQL ends a session some time after it was closed, and its lock with it: for so long the next one would be
     refused.
     """
-    database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
+    database.require_schema(connection)
     if not database.value(connection, "SELECT pg_try_advisory_lock(%s)", [REBUILD_LOCK]):
         raise ChronicleError("a rebuild or a reset is running: try again once it has ended")
     try:

@@ -237,7 +237,7 @@ def report(database_url: str, redis_url: str) -> bool:
 def run(database_url: str) -> Iterator[tuple[int, str, list[str]]]:
     """Each check of the database: its invariant's number, its name, and what violates it, all in one snapshot."""
     with database.connect(database_url, "verify", statement_timeout="0") as connection, database.ours():
-        database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
+        database.require_schema(connection)
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             for check in CHECKS:
