@@ -26,8 +26,13 @@ LIMIT {MOST_SHOWN}
 BATCHES = f"SELECT DISTINCT batch_id FROM failed_events WHERE {MATCHES} ORDER BY batch_id"
 
 HOLD = f"""
-SELECT position FROM failed_events WHERE batch_id = %(batch_id)s AND {MATCHES} ORDER BY position FOR UPDATE
+SELECT position FROM (
+    SELECT * FROM failed_events WHERE batch_id = %(batch_id)s ORDER BY position OFFSET 0 FOR UPDATE
+) AS held
+WHERE {MATCHES}
 """
+"""All of the batch, whatever is tried: of two retries of a batch the second waits here, not where it announces it, with
+all projections behind it. OFFSET keeps the filter out of the inner SELECT."""
 
 NEXT_ATTEMPT = "SELECT max(attempt) + 1, max(event_count) FROM facts WHERE batch_id = %s"
 

@@ -82,13 +82,13 @@ async def receive(url: str, *batches: Sequence[dict[str, Any]]) -> list[uuid.UUI
     return ids
 
 
-def until_blocked(url: str, service: str) -> None:
-    """Returns once a session of the service waits for a lock.
+def until_blocked(url: str, service: str, sessions: int = 1) -> None:
+    """Returns once so many sessions of the service wait for a lock.
 
     Asked on a session of its own: a transaction sees pg_stat_activity as it was when it first looked.
     """
     with database.connect(url, "looking") as looking:
-        eventually(lambda: database.value(looking, WAITING, [f"chronicle-{service}"]))
+        eventually(lambda: database.value(looking, WAITING, [f"chronicle-{service}"]) >= sessions)
 
 
 WAITING = """

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from given import event, receive
+from given import event, receive, until_blocked
 from servers import eventually
 
 from chronicle import database, rebuild, verify
@@ -15,7 +15,7 @@ from chronicle.errors import DatabaseAway
 from chronicle.ledger import new_batch_id
 from command.dispatch import Dispatcher
 from projector import failed, outbox
-from projector.projection import project_apart
+from projector.projection import project, project_apart
 from projector.worker import NO_MORE, Worker
 
 POISON = "ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id NOT LIKE 'poison%') NOT VALID"
@@ -105,6 +105,24 @@ async def test_two_retries_at_once_store_each_event_once(database_url: str, db: 
     for thread in threads:
         thread.join()
     assert db.execute("SELECT sum(processed), sum(dropped), sum(failed) FROM stats").fetchone() == (3, 2, 0)
+    assert broken(database_url) == []
+
+
+async def test_two_retries_of_a_batch_hold_up_no_projection(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await poison(database_url, db)
+    db.execute(CURE)
+    threads = [threading.Thread(target=failed.retry, args=(database_url, topic, None)) for topic in ("u", "t")]
+    with database.connect(database_url, "holder") as holder, holder.transaction(force_rollback=True):
+        holder.execute("INSERT INTO processed_events VALUES ('poison-2', 'u', '', '{}', now(), gen_random_uuid(), 1)")
+        for blocked, thread in enumerate(threads, start=1):
+            thread.start()
+            until_blocked(database_url, "failed", blocked)
+        [batch_id] = await receive(database_url, [event("new")])
+        db.execute("SET lock_timeout = '5s'")
+        assert project(db, [batch_id], 0) == [batch_id]
+    for thread in threads:
+        thread.join()
+    assert db.execute("SELECT count(*) FROM failed_events").fetchone() == (0,)
     assert broken(database_url) == []
 
 
