@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from chronicle import http, logs
 from chronicle.errors import ChronicleError, Overloaded
 from query import stream
+from query.sessions import Sessions
 from query.stream import Page, Topics
 
 MOST_SUBSCRIBERS = 500
@@ -41,15 +42,13 @@ TROUBLE = (ChronicleError, psycopg.Error)
 log = logs.get(__name__)
 
 Answer = TypeVar("Answer")
-Work = Callable[[psycopg.AsyncConnection[Any]], Awaitable[Any]]
 
 
 class Feed:
     """What all subscribers of a process share: one poll for news, and the pages that several of them want at once."""
 
-    def __init__(self, snapshot: Callable[[Work], Awaitable[Any]]) -> None:
-        """`snapshot` runs work on a session of the pool, in bounded time."""
-        self._snapshot = snapshot
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
         self._turn = asyncio.Semaphore(MOST_READS)
         self._asking: dict[Hashable, asyncio.Task[Any]] = {}
         self._end = 0
@@ -114,7 +113,7 @@ class Feed:
 
         async def read() -> Page:
             async with self._turn:
-                page: Page = await self._snapshot(lambda connection: stream.read(connection, topics, after))
+                page: Page = await self._sessions.ask(lambda connection: stream.read(connection, topics, after))
                 return page
 
         try:
@@ -155,7 +154,7 @@ class Feed:
 
     async def _look(self) -> int:
         """The position at which the stream ends; wakes the subscribers where that is news. Raises DatabaseAway."""
-        end: int = await self._once(NOW, lambda: self._snapshot(stream.end))
+        end: int = await self._once(NOW, lambda: self._sessions.ask(stream.end))
         if end != self._end:
             self._end = end
             self._tell()

@@ -22,7 +22,8 @@ from query import history, snapshot
 from query.broadcast import Broadcast
 from query.feed import STREAM_HEADERS
 from query.parameters import WHOLE
-from query.watch import LOOK_SECONDS, Snapshot
+from query.sessions import Sessions
+from query.watch import LOOK_SECONDS
 
 HERE = Path(__file__).parent / "assets"
 GREETING = {"message": "ChronicleWeaver is running...", "docs": "/docs"}
@@ -34,10 +35,10 @@ ROOT: dict[int | str, dict[str, Any]] = {
 log = logs.get(__name__)
 
 
-def add_routes(app: FastAPI, ask: Snapshot, client: redis.asyncio.Redis | None) -> None:
-    """Adds `/`, /assets and /dashboard; `ask` runs work on a database session, `client` is Redis where known."""
+def add_routes(app: FastAPI, sessions: Sessions, client: redis.asyncio.Redis | None) -> None:
+    """Adds `/`, /assets and /dashboard; `client` is Redis where known."""
     files = StaticFiles(directory=HERE)
-    broadcast = Broadcast(lambda: _frame(ask, client))
+    broadcast = Broadcast(lambda: _frame(sessions, client))
 
     @app.get("/", tags=["health"], responses=ROOT)
     async def root(request: Request) -> Response:
@@ -60,22 +61,23 @@ def add_routes(app: FastAPI, ask: Snapshot, client: redis.asyncio.Redis | None) 
     @app.get("/dashboard/history", include_in_schema=False)
     async def get_history(minutes: Annotated[int, Query(ge=1, le=1440), WHOLE] = 15) -> Response:
         """What was received in each minute, and what became of it."""
-        body = await ask(lambda connection: history.by_minute(connection, minutes))
+        body = await sessions.ask(lambda connection: history.by_minute(connection, minutes))
         return Response(body, media_type="application/json")
 
     assets.serve(app, "/assets", HERE)
     assets.serve(app, "/assets/vendor", HERE / "vendor")
 
 
-async def _frame(ask: Snapshot, client: redis.asyncio.Redis | None) -> bytes:
+async def _frame(sessions: Sessions, client: redis.asyncio.Redis | None) -> bytes:
     """A snapshot as JSON; where there is none to be had, what is missing."""
     queue = await snapshot.look(client)
     try:
-        return msgspec.json.encode(await ask(lambda connection: snapshot.take(connection, queue), LOOK_SECONDS))
+        taken = await sessions.ask(lambda connection: snapshot.take(connection, queue), LOOK_SECONDS)
     except (ChronicleError, psycopg.Error) as error:
         log.warning("no snapshot", error=str(error))
         missing = type(error).__doc__ if isinstance(error, ChronicleError) else "PostgreSQL refused to answer."
         return msgspec.json.encode({"away": missing})
+    return msgspec.json.encode(taken)
 
 
 def prefers_html(accept: list[str]) -> bool:

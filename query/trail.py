@@ -22,7 +22,7 @@ from chronicle.ledger import DROPPED_OF_EVENT
 from query import models
 from query.events import PAGE_BYTES, Event
 from query.parameters import WHOLE, NamedEvent, NamedTopic
-from query.watch import Snapshot
+from query.sessions import Sessions
 
 
 class Step(Struct):
@@ -70,18 +70,18 @@ class Route(APIRoute):
         return (Match.FULL if scope["method"] == "GET" else Match.PARTIAL), found
 
 
-def add_routes(app: FastAPI, snapshot: Snapshot) -> None:
-    """Adds the two routes; `snapshot` runs work on a database session."""
+def add_routes(app: FastAPI, sessions: Sessions) -> None:
+    """Adds the two routes."""
 
     async def get_event(topic: NamedTopic, event_id: NamedEvent) -> Response:
         """One stored event. A 404 says whether it was never received, is in flight, or failed."""
-        return _json(await snapshot(lambda connection: stored(connection, topic, event_id)))
+        return _json(await sessions.ask(lambda connection: stored(connection, topic, event_id)))
 
     async def get_trail(
         topic: NamedTopic, event_id: NamedEvent, limit: Annotated[int, Query(ge=1, le=1000), WHOLE] = 100
     ) -> Response:
         """Every fact about every sighting of one event: the stored sighting first, then the others in order of time."""
-        return _json(await snapshot(lambda connection: trail(connection, topic, event_id, limit)))
+        return _json(await sessions.ask(lambda connection: trail(connection, topic, event_id, limit)))
 
     for path, endpoint, model in (
         ("/events/{topic}/{event_id}", get_event, models.Event),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any
 
 import psycopg
 import redis.asyncio
@@ -14,30 +13,22 @@ from chronicle import database, openapi
 from chronicle import metrics as shared
 from chronicle.errors import ChronicleError
 from query import metrics, models, system
+from query.sessions import Sessions
 
 LOOK_SECONDS = 3
 """Whoever watches wants to know soon that nothing can be seen; Prometheus waits for 10 s by default."""
 
-Answer = TypeVar("Answer")
 Verbose = Annotated[str | None, Query(description="say how the whole system gets on, whatever the value is")]
 
 
-class Snapshot(Protocol):
-    """Runs work on a session of the pool, in bounded time; see query.app."""
-
-    def __call__(
-        self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[Answer]], seconds: float = ..., /
-    ) -> Awaitable[Answer]: ...
-
-
-def add_routes(app: FastAPI, snapshot: Snapshot, client: redis.asyncio.Redis | None, *, allow_unsafe: bool) -> None:
+def add_routes(app: FastAPI, sessions: Sessions, client: redis.asyncio.Redis | None, *, allow_unsafe: bool) -> None:
     """Adds the two routes. `client`: the broker, where it is known; `allow_unsafe`: durability is not asked for."""
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def get_metrics() -> Response:
         """What Prometheus reads of this service, and of the whole system. Answered also while PostgreSQL is away."""
         try:
-            seen = await snapshot(system.look, LOOK_SECONDS)
+            seen = await sessions.ask(system.look, LOOK_SECONDS)
         except (ChronicleError, psycopg.Error):
             seen = None
         stream = metrics.of_broker(await system.queue(client)) if client else ()
@@ -57,12 +48,12 @@ def add_routes(app: FastAPI, snapshot: Snapshot, client: redis.asyncio.Redis | N
             version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
             return version, await (await connection.execute(database.DURABILITY)).fetchone()
 
-        version, off = await snapshot(look)
+        version, off = await sessions.ask(look)
         database.check_schema(version)
         if not allow_unsafe:
             database.check_durability(off[0])
         if verbose is None:
             return {"status": "ready"}
-        seen = await snapshot(system.look, LOOK_SECONDS)
+        seen = await sessions.ask(system.look, LOOK_SECONDS)
         stream = await system.queue(client) if client else None
         return system.report(seen, version[0], off[0], asks_broker=client is not None, stream=stream)

@@ -14,7 +14,7 @@ import pytest
 from chronicle import status
 from chronicle.errors import ChronicleError
 from chronicle.settings import Settings
-from query.app import ANSWER_SECONDS
+from query.sessions import ANSWER_SECONDS
 
 READY = (200, {"status": "ready"})
 STATS = (200, {"received": 5, "topics": ["t", "u"], "uptime": 7})
