@@ -10,12 +10,11 @@ import msgspec
 from publisher.generator import generate, wall_clock
 
 DUPLICATES = 0.3
-TOPICS = 5
 
 
 def events(count: int) -> list[bytes]:
     """`count` events as JSON that nobody has sent before, 30 % of which repeat an earlier one of them."""
-    return list(generate(count, DUPLICATES, TOPICS, random.Random(), wall_clock))
+    return list(generate(count, DUPLICATES, random.Random(), wall_clock))
 
 
 def requests(made: Sequence[bytes], size: int) -> list[bytes]:

@@ -15,6 +15,9 @@ POOL_SIZE = 10_000
 """How many earlier events are kept to be repeated, whatever the length of the run."""
 
 SOURCE = "chronicle-publisher"
+TOPICS = 5
+"""Events are spread over `topic-1` to this one."""
+
 SEEDED_START = datetime(2025, 1, 1, tzinfo=UTC)
 MESSAGES = (
     "user {} signed in",
@@ -41,12 +44,12 @@ def wall_clock() -> datetime:
     return datetime.now(UTC)
 
 
-def new_event(topics: int, rng: random.Random, clock: Clock) -> bytes:
+def new_event(rng: random.Random, clock: Clock) -> bytes:
     """One event that nobody has seen, as JSON in the shape of POST /publish."""
     moment = clock().isoformat()
     event = {
         "event_id": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
-        "topic": f"topic-{rng.randint(1, topics)}",
+        "topic": f"topic-{rng.randint(1, TOPICS)}",
         "source": SOURCE,
         "payload": {"message": rng.choice(MESSAGES).format(rng.randint(1, 99_999)), "timestamp": moment},
         "timestamp": moment,
@@ -54,7 +57,7 @@ def new_event(topics: int, rng: random.Random, clock: Clock) -> bytes:
     return msgspec.json.encode(event)
 
 
-def generate(count: int, duplicate_ratio: float, topics: int, rng: random.Random, clock: Clock) -> Iterator[bytes]:
+def generate(count: int, duplicate_ratio: float, rng: random.Random, clock: Clock) -> Iterator[bytes]:
     """`count` events, exactly round(count * duplicate_ratio) of which repeat an earlier one byte for byte.
 
     The first event of a stream cannot be a repeat, so at most count - 1 are. Which positions repeat is drawn by
@@ -69,7 +72,7 @@ def generate(count: int, duplicate_ratio: float, topics: int, rng: random.Random
             repeats -= 1
             yield rng.choice(pool)
             continue
-        event = new_event(topics, rng, clock)
+        event = new_event(rng, clock)
         made += 1
         if len(pool) < POOL_SIZE:
             pool.append(event)
@@ -84,11 +87,11 @@ class Generator:
     unit = "event"
     problem: str | None = None
 
-    def __init__(self, count: int, duplicate_ratio: float, topics: int, seed: int | None) -> None:
+    def __init__(self, count: int, duplicate_ratio: float, seed: int | None) -> None:
         self.total: int | None = count
         self._stopped = False
         clock = wall_clock if seed is None else seeded_clock()
-        self._texts = generate(count, duplicate_ratio, topics, random.Random(seed), clock)
+        self._texts = generate(count, duplicate_ratio, random.Random(seed), clock)
 
     async def events(self) -> AsyncIterator[Event | None]:
         """Every event in turn; none any more after `stop`."""

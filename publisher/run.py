@@ -44,8 +44,6 @@ class Options:
     """JSON Lines to publish instead; `-` is standard input."""
     seed: int | None = None
     """Generates the same events in each run with the same seed; None: new ones."""
-    topics: int = 5
-    """Generated events are spread over `topic-1` to this one."""
     concurrency: int = 4
     """Requests at a time."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -77,7 +75,7 @@ def publish(options: Options, *, sleep: Sleep = asyncio.sleep, console: Console 
 
 def check(options: Options) -> None:
     """Raises ChronicleError for numbers that mean nothing."""
-    for name, least in (("event_count", 0), ("batch_size", 1), ("topics", 1), ("concurrency", 1)):
+    for name, least in (("event_count", 0), ("batch_size", 1), ("concurrency", 1)):
         if getattr(options, name) < least:
             raise ChronicleError(f"{name} must be at least {least}")
     if not 0 <= options.duplicate_ratio < 1:
@@ -93,7 +91,7 @@ def source_of(options: Options) -> AbstractContextManager[Source]:
     """The file's events where there is a file, else generated ones. Raises ChronicleError where it cannot be read."""
     if options.file:
         return opened(options.file)
-    return nullcontext(Generator(options.event_count, options.duplicate_ratio, options.topics, options.seed))
+    return nullcontext(Generator(options.event_count, options.duplicate_ratio, options.seed))
 
 
 async def _send(options: Options, source: Source, spill: Spill, sleep: Sleep, console: Console) -> Tally:

@@ -27,7 +27,7 @@ NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
 
 def made(count: int, ratio: float, seed: int | None = None) -> list[bytes]:
-    return list(generate(count, ratio, 5, random.Random(seed), wall_clock))
+    return list(generate(count, ratio, random.Random(seed), wall_clock))
 
 
 def key(event: bytes) -> tuple[str, str]:
@@ -69,8 +69,8 @@ def test_memory_stays_bounded_and_counts_exact_beyond_the_pool(monkeypatch: pyte
 
 
 async def test_a_seed_gives_the_same_events_again_and_no_seed_gives_fresh_ones() -> None:
-    assert await collected(Generator(50, 0.3, 5, 7)) == await collected(Generator(50, 0.3, 5, 7))
-    first, second = await collected(Generator(50, 0, 5, None)), await collected(Generator(50, 0, 5, None))
+    assert await collected(Generator(50, 0.3, 7)) == await collected(Generator(50, 0.3, 7))
+    first, second = await collected(Generator(50, 0, None)), await collected(Generator(50, 0, None))
     assert not {event.text for event in first} & {event.text for event in second}
 
 
