@@ -8,6 +8,7 @@ about what lies between two checkpoints of PostgreSQL, after each of which it wr
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from statistics import quantiles
 from typing import Any
 
@@ -42,12 +43,10 @@ def to(stored: int, scale: float, rounds: int) -> Figures:
 
 
 def _round(grown: Stack, few: int, scale: float) -> Figures:
-    found: Figures = {}
     with system.chronicle() as small:
         _fill(small, few)
         stacks = {"small": small, "grown": grown}
-        for name, stack in stacks.items():
-            found |= _named(name, _reads(stack))
+        found = _reads(stacks)
         for shape in (BULK, SINGLE):
             rate = f"{shape.name} events/s"
             found |= medians([_turn(stacks, shape, scale / TURNS) for _ in range(TURNS)])
@@ -82,27 +81,35 @@ def _publish(stack: Stack, made: list[bytes]) -> None:
     system.settle(stack)
 
 
-def _reads(stack: Stack) -> Figures:
+def _reads(stacks: dict[str, Stack]) -> Figures:
     """Median and 95th percentile of each read, in milliseconds: one after the other, with nothing else under way."""
     found: Figures = {}
+    paths = {name: _paths(stack) for name, stack in stacks.items()}
+    for read in paths["small"]:
+        latencies: dict[str, list[float]] = {name: [] for name in stacks}
+        for _, (name, stack) in product(range(TURNS), stacks.items()):
+            latencies[name] += client.send(stack.port, [workload.get(paths[name][read])] * REQUESTS, 1)
+        for name, these in latencies.items():
+            cuts = quantiles(these, n=20)
+            found |= {f"{name}: GET {read} p50 ms": cuts[9] * 1000, f"{name}: GET {read} p95 ms": cuts[18] * 1000}
+    return found
+
+
+def _paths(stack: Stack) -> dict[str, str]:
+    """What each read asks of this system."""
     with _connected(stack) as connection:
         event_id = database.value(connection, "SELECT event_id FROM dropped_events LIMIT 1")
         middle = _middle(connection)
-    for path in (
-        "/stats",
-        f"/events?topic={TOPIC}",
-        f"/events?topic={TOPIC}&cursor={middle}",
-        f"/audit?event_id={event_id}",
-        f"/audit?topic={TOPIC}",
-        f"/audit?topic={RARE.decode()}",
-        "/audit?action=DROPPED",
-        "/audit/summary",
-    ):
-        latencies = client.send(stack.port, [workload.get(path)] * REQUESTS, 1)
-        cuts = quantiles(latencies, n=20)
-        name = path.partition("cursor=")[0].replace(event_id, "").replace("&", ", deep cursor")
-        found |= {f"GET {name} p50 ms": cuts[9] * 1000, f"GET {name} p95 ms": cuts[18] * 1000}
-    return found
+    return {
+        "/stats": "/stats",
+        f"/events?topic={TOPIC}": f"/events?topic={TOPIC}",
+        f"/events?topic={TOPIC}, deep cursor": f"/events?topic={TOPIC}&cursor={middle}",
+        "/audit?event_id=": f"/audit?event_id={event_id}",
+        f"/audit?topic={TOPIC}": f"/audit?topic={TOPIC}",
+        f"/audit?topic={RARE.decode()}": f"/audit?topic={RARE.decode()}",
+        "/audit?action=DROPPED": "/audit?action=DROPPED",
+        "/audit/summary": "/audit/summary",
+    }
 
 
 MIDDLE = """
