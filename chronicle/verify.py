@@ -24,14 +24,17 @@ class Check:
 
 
 def _same_rows(table: str) -> str:
-    """Violations: rows that the table has and the ledger does not say, and the other way round."""
+    """Violations: rows that the table has more often than the ledger says them, and the other way round."""
     columns = COLUMNS[table].replace("payload", "payload::text AS payload")
-    ledger = f"SELECT {columns} FROM ({LEDGER_SAYS[table].format(audit_log='audit_log')}) AS l"
-    live = f"SELECT {columns} FROM {table}"
+    ledger = LEDGER_SAYS[table].format(audit_log="audit_log")
     return f"""
-        SELECT 'not in the ledger: ' || left(extra::text, 200) FROM (({live}) EXCEPT ALL ({ledger})) AS extra
-        UNION ALL
-        SELECT 'only in the ledger: ' || left(missing::text, 200) FROM (({ledger}) EXCEPT ALL ({live})) AS missing
+        SELECT CASE WHEN sum(side) > 0 THEN 'not in the ledger: ' ELSE 'only in the ledger: ' END
+               || left(row({COLUMNS[table]})::text, 200)
+        FROM (
+            SELECT {columns}, 1 AS side FROM {table} UNION ALL SELECT {columns}, -1 FROM ({ledger}) AS l
+        ) AS both_sides
+        GROUP BY {COLUMNS[table]}
+        HAVING sum(side) <> 0
     """
 
 

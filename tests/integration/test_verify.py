@@ -89,6 +89,7 @@ BREAKS = {
         "FROM processed_events WHERE event_id = 'c'",
     ),
     "a dropped sighting is forgotten": (7, "DELETE FROM dropped_events WHERE event_id = 'a'"),
+    "a dropped sighting is kept twice": (7, "INSERT INTO dropped_events SELECT * FROM dropped_events LIMIT 1"),
     "a conflict is called a duplicate": (7, "UPDATE dropped_events SET reason = 'duplicate' WHERE reason = 'conflict'"),
     "a failed event is forgotten": (7, "DELETE FROM failed_events"),
     "the ledger's index forgets a topic": (7, "DELETE FROM fact_topics WHERE topic = 'u' AND action = 'DROPPED'"),
