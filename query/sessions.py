@@ -42,11 +42,12 @@ class Sessions:
         Raises DatabaseAway, also where that takes longer than so many seconds, and psycopg.Error.
         """
         task = asyncio.create_task(self._on_a_live_session(work))
-        await asyncio.wait({task}, timeout=seconds)
-        if not task.done():
-            # Not awaited: psycopg would wait for a stopped server to take the cancellation.
-            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            task.cancel()
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # perhaps nobody waits any more
+        try:
+            await asyncio.wait({task}, timeout=seconds)
+        finally:
+            late = task.cancel()  # and not awaited: psycopg would wait for a stopped server to take the cancellation
+        if late:
             raise DatabaseAway("PostgreSQL did not answer in time")
         return task.result()
 

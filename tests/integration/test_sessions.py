@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from chronicle.settings import Settings
 from command.receive import Writer
 from projector.worker import Worker
 from query.app import create_app
+from query.sessions import Sessions
 
 LEVELS = ("DATABASE", "ROLE", "URL")
 """Who says what a session is to be."""
@@ -134,6 +136,26 @@ def tables(url: str) -> set[str]:
     with psycopg.connect(url) as connection:
         schemas = {str(row[0]) for row in connection.execute(named)}
     return schemas - {"pg_catalog", "information_schema"}
+
+
+async def test_what_nobody_waits_for_any_more_is_ended(database_url: str) -> None:
+    sessions = Sessions(database_url)
+    await sessions.open()
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def work(_: psycopg.AsyncConnection[Any]) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    asking = asyncio.create_task(sessions.ask(work))
+    await begun.wait()
+    asking.cancel()
+    await asyncio.wait_for(ended.wait(), 5)
+    assert asking.cancelled()
+    await sessions.close()
 
 
 async def test_a_client_encoding_of_the_url_changes_nothing(database_url: str) -> None:
