@@ -22,6 +22,8 @@ from .catalogue import MUTANTS, Mutant
 def main(word: str = "") -> int:
     """The exit code is 1 where a mutant survives. Raises RuntimeError where a test fails without one."""
     chosen = [mutant for mutant in MUTANTS if word in mutant.name]
+    if not chosen:
+        sys.exit(f"no mutant has {word!r} in its name")
     with tempfile.TemporaryDirectory(prefix="chronicle-mutants-") as folder:
         if failed := _failures(_copy(Path(folder, "original")), sorted({t for m in chosen for t in m.caught_by})):
             raise RuntimeError(f"these fail without any mutant: {failed}")
