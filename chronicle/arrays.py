@@ -69,7 +69,8 @@ def uuids(texts: Sequence[str]) -> PackedUuids | None:
         packed = PackedUuids.fromhex(digits)
     except ValueError:
         return None
-    return packed if packed.hex() == digits else None
+    # Each text has four hyphens at least: where the length is right, none has more.
+    return packed if len(packed) == PACKED_BYTES * len(texts) and packed.hex() == digits else None
 
 
 def register(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:

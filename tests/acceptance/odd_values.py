@@ -28,6 +28,8 @@ TEXTS = {
     "template": "{{7*7}} ${x} {0} %s",
     "json": '{"events": []}',
     "spaces": "  a  b  ",
+    "hyphens, as many as a UUID has characters": "-" * 36,
+    "nearly a UUID": "0189d6a4-5c1e-7abc-8def-0011--33aabb",
 }
 """Names and contents that have to be stored and found as they are."""
 
