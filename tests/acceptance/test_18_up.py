@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from servers import ROOT, Stack, eventually, free_port, is_alive, process_field
+from servers import ROOT, Stack, eventually, free_port, is_alive, own_environment, process_field
 
 from chronicle import runfile
 from chronicle.up import ports
@@ -240,6 +240,22 @@ def test_a_signal_during_the_start_stops_what_had_started(make_stack: MakeStack,
     assert left(stack) == ""
     assert stack.run() == {}
     stack.start()
+
+
+@pytest.mark.parametrize("loaded", ["psycopg", "typer"])
+def test_ctrl_c_while_it_is_loaded_ends_it_without_a_word(home: Path, loaded: str) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "chronicle", "up", "--port", str(free_port())]
+    environment = own_environment(CHRONICLE_HOME=str(home))
+    with subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.split("|")[-1].strip() == loaded:
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stderr.read()
+    assert process.returncode == -signal.SIGINT
+    assert [line for line in said.splitlines() if not line.startswith("import time:")] == []
+    assert not home.exists()
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(make_stack: MakeStack) -> None:
