@@ -130,12 +130,17 @@ def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
         connection.execute("DROP TABLE rebuild.fresh")
 
 
+OWNER = "SELECT quote_ident(pg_get_userbyid(relowner)) FROM pg_class WHERE oid = 'facts'::regclass"
+
+
 def _swap(connection: psycopg.Connection[Any], since: Any) -> None:
     _replay(connection, since)
+    owner = database.value(connection, OWNER)
     for table in READ_MODELS:
         roles.copy_privileges(connection, table, SCHEMA)
         connection.execute(f"DROP TABLE public.{table}")
         connection.execute(f"ALTER TABLE {SCHEMA}.{table} SET SCHEMA public")
+        connection.execute(f"ALTER TABLE public.{table} OWNER TO {owner}")
     connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
 
 

@@ -196,6 +196,19 @@ def test_verify_names_who_could_change_facts(database_url: str, db: psycopg.Conn
     assert broken == ["chronicle_query may UPDATE facts"]
 
 
+OWNERS = (
+    "SELECT relname, pg_get_userbyid(relowner) FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+)
+
+
+def test_a_rebuild_by_an_administrator_leaves_every_table_to_its_owner(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    before = db.execute(OWNERS).fetchall()
+    rebuild.rebuild(make_user(database_url, "administrator", "SUPERUSER"))
+    assert db.execute(OWNERS).fetchall() == before
+
+
 async def test_after_a_rebuild_everybody_may_do_what_they_could(database_url: str, db: psycopg.Connection[Any]) -> None:
     make_user(database_url, "reporting", "")
     db.execute("GRANT SELECT ON stats TO reporting WITH GRANT OPTION; GRANT SELECT ON dropped_events TO PUBLIC")
