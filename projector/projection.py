@@ -208,10 +208,16 @@ def project(
     return list(claimed)
 
 
-def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int) -> dict[int, str]:
+def project_apart(
+    connection: psycopg.Connection[Any],
+    batch_id: UUID,
+    worker_id: int,
+    announced: Callable[[], object] = lambda: None,
+) -> dict[int, str]:
     """Projects a batch that PostgreSQL refused as a whole: what it refuses alone becomes FAILED, the rest is stored.
 
-    Gives the errors by position. Raises psycopg.Error, and then nothing has changed.
+    Calls `announced` as `project` does. Gives the errors by position. Raises psycopg.Error, and then nothing has
+    changed.
     """
     began = time.monotonic()
     won: list[Won] = []
@@ -219,6 +225,7 @@ def project_apart(connection: psycopg.Connection[Any], batch_id: UUID, worker_id
     with connection.transaction():
         if claimed := _claim(connection, [batch_id], worker_id):
             ahead = announce(connection, claimed)
+            announced()
             won = insert_apart(connection, batch_id, range(1, claimed[batch_id] + 1), ahead, errors)
             record_outcome(connection, claimed, worker_id, won, errors)
     metrics.projected(claimed, (these for *_, these in won), len(errors), time.monotonic() - began)

@@ -31,6 +31,9 @@ GIVEN_UP = "given up: {} attempts ended the session or took too long"
 ABANDONED_MILLISECONDS = 10_000
 PAUSE_SECONDS = 0.2
 
+AWAY_SECONDS = 1.0
+"""After Redis failed it is left alone for so long: to be told that it stands still takes three seconds each time."""
+
 log = logs.get(__name__)
 
 
@@ -60,7 +63,8 @@ class Worker:
         self._own_pending = True
         self._most_tickets = MOST_TICKETS
         self._swept = self._claimed = time.monotonic()
-        self._redis_away = False
+        self._redis_away = self._backlog = False
+        self._redis_due = 0.0
         self._trouble = ""
         self._busy = False
         self._heartbeat = Heartbeat(keeps_history=keeps_history)
@@ -108,6 +112,8 @@ class Worker:
             if self._stop.is_set():
                 return False
             again = self._own_pending
+            if self._redis_away:
+                end_turn()  # it may stand still, and each worker waits for it by itself
             tickets = self._tickets()
             if len(tickets) >= self._most_tickets:
                 end_turn()
@@ -137,7 +143,7 @@ class Worker:
         """Projects what the tickets name; `again`: they were handed out before, and nobody acknowledged them."""
         batch_ids = list(tickets.values())
         overdue: set[UUID] = set()
-        busy = bool(tickets)
+        busy, self._backlog = bool(tickets), False
         if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
             overdue = set(outbox.overdue(connection, [] if again else batch_ids))
@@ -149,7 +155,7 @@ class Worker:
             # made because of what befell another does not.
             counted = outbox.count_attempt(connection, returned.intersection(batch.batch_id for batch in group))
             if free := [batch for batch in group if batch.batch_id in counted or batch.batch_id not in overdue]:
-                self._project(connection, free, announced)
+                self._backlog |= self._project(connection, free, announced) and bool(overdue)
                 busy = True
             self._beat(connection)
         self._acknowledge(list(tickets))
@@ -177,6 +183,8 @@ class Worker:
 
     def _tickets(self) -> dict[str, UUID]:
         """Ticket ids and the batches that they name; none where Redis has none or is away."""
+        if time.monotonic() < self._redis_due:
+            return {}
         try:
             tickets = self._read_tickets()
         except redis.ResponseError as error:
@@ -193,6 +201,7 @@ class Worker:
 
     def _redis_failed(self, error: Exception) -> dict[str, UUID]:
         self._own_pending = True
+        self._redis_due = time.monotonic() + AWAY_SECONDS
         if not self._redis_away:
             log.warning("Redis away: batches are taken from the outbox", worker_id=self.worker_id, error=str(error))
             self._redis_away = True
@@ -225,7 +234,7 @@ class Worker:
             self._consumer,
             {broker.STREAM: start},
             count=self._most_tickets,
-            block=broker.BLOCK_MILLISECONDS,
+            block=None if self._backlog else broker.BLOCK_MILLISECONDS,
         )
         if isinstance(reply, dict):  # RESP3, which REDIS_URL may ask for
             return _named(reply[broker.STREAM][0] if reply else [])
@@ -242,8 +251,11 @@ class Worker:
         except (redis.RedisError, OSError) as error:
             self._redis_failed(error)
 
-    def _project(self, connection: psycopg.Connection[Any], group: list[Batch], announced: Callable[[], None]) -> None:
-        """Projects a group; where it is refused or takes too long, each batch alone: a bad one holds up no others."""
+    def _project(self, connection: psycopg.Connection[Any], group: list[Batch], announced: Callable[[], None]) -> bool:
+        """Projects a group; where it is refused or takes too long, each batch alone: a bad one holds up no others.
+
+        True where nothing was refused.
+        """
         batch_id, attempts = group[0].batch_id, group[0].attempts
         try:
             if attempts >= NO_MORE:
@@ -251,7 +263,7 @@ class Worker:
                 self._note_lag(group)
                 log.error("batch given up", **self._about(connection, [batch_id]), attempts=attempts)
             elif attempts >= APART:
-                errors = project_apart(connection, batch_id, self.worker_id)
+                errors = project_apart(connection, batch_id, self.worker_id, announced)
                 self._note_lag(group)
                 if errors:
                     log.error("events failed", **self._about(connection, [batch_id]), events=len(errors))
@@ -259,6 +271,7 @@ class Worker:
                 projected = set(project(connection, [batch.batch_id for batch in group], self.worker_id, announced))
                 self._note_lag(batch for batch in group if batch.batch_id in projected)
             self._projected.set()
+            return True
         except psycopg.Error as error:
             metrics.PROJECT_FAILURES.inc()
             if isinstance(error, database.LOST) and not isinstance(error, pg.QueryCanceled):
@@ -267,8 +280,11 @@ class Worker:
             log.error(
                 "refused", **self._about(connection, [batch.batch_id for batch in group]), error=str(error).strip()
             )
+            if attempts >= APART and not isinstance(error, pg.QueryCanceled):
+                self._not_their_fault(connection, group)  # it is the outcome that is refused, not an event
             for batch in group if len(group) > 1 else ():
                 self._project(connection, [batch], announced)
+            return False
 
     def _note_lag(self, projected: Iterable[Batch]) -> None:
         self._heartbeat.projected()
@@ -282,7 +298,7 @@ class Worker:
         return {"batch_id": str(batch_ids[0]), "request_ids": requests, "worker_id": self.worker_id}
 
     def _not_their_fault(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
-        """A lock that was not free or a disk that was full counts for nothing; the end of the session does."""
+        """A lock that was not free, a full disk, a refused counter count for nothing; the end of the session does."""
         if not connection.broken:
             outbox.forgive_attempt(connection, group)
 

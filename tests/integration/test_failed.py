@@ -176,6 +176,22 @@ async def test_a_batch_that_ends_its_workers_session_or_takes_too_long_each_time
     assert broken(database_url) == []
 
 
+async def test_a_batch_whose_outcome_is_refused_for_long_is_projected_once_it_no_longer_is(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    await receive(database_url, [event("a")])
+    db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute'")
+    db.execute("ALTER TABLE stats ADD CONSTRAINT refuses CHECK (processed = 0)")
+    worker = Worker(database_url, "redis://127.0.0.1:1/0", threading.Event())
+    for _ in range(NO_MORE + 1):
+        worker.run_once()
+    db.execute("ALTER TABLE stats DROP CONSTRAINT refuses")
+    worker.run_once()
+    worker.close()
+    assert db.execute("SELECT sum(processed), sum(failed) FROM stats").fetchone() == (1, 0)
+    assert broken(database_url) == []
+
+
 def test_batches_that_came_back_repeatedly_are_tried_last_each_for_itself_and_in_any_order() -> None:
     back, new, again, once = [outbox.Batch(new_batch_id(), 1, attempts, 0.0) for attempts in (2, 0, 3, 1)]
     tries = [list(outbox.grouped([back, new, again, once])) for _ in range(100)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from itertools import pairwise
+from contextlib import asynccontextmanager, contextmanager
+from itertools import pairwise, takewhile
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from chronicle.ledger import new_batch_id
 from command.dispatch import FOR_A_SECOND, FOR_A_THIRD, MANY_EVENTS, Dispatcher
 from projector import outbox
 from projector.projection import SESSION, project
-from projector.worker import Worker
+from projector.worker import APART, Worker
 
 
 @pytest.fixture
@@ -398,6 +399,65 @@ async def test_without_redis_events_are_accepted_and_projected(
     assert db.execute("SELECT sum(queued), sum(processed) FROM stats").fetchone() == (1, 1)
 
 
+async def test_batches_without_tickets_are_taken_one_after_the_other_without_waiting_for_a_ticket(
+    worker: Worker, client: redis.Redis, database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    broker.ensure_group(client)
+    await receive(database_url, *[[event(f"e{number}")] for number in range(3 * outbox.MOST_OVERDUE)])
+    db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute'")
+    with client.monitor() as monitor:
+        run_until_idle(worker, db)
+        client.echo("done")
+        asked = list(takewhile("ECHO done".__ne__, (heard["command"] for heard in monitor.listen())))
+    waits = ["BLOCK" in command for command in asked if command.startswith("XREADGROUP")]
+    assert waits[:2] == [True, True]  # for what was left pending under its name, and for what is new
+    assert waits[2:] == [False, False]
+
+
+@pytest.fixture
+def still() -> Iterator[socket.socket]:
+    """A Redis that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@contextmanager
+def asking(worker: Worker, still: socket.socket) -> Iterator[None]:
+    """A step of a worker, as far as it waits for an answer of Redis."""
+    step = threading.Thread(target=worker.run_once)
+    step.start()
+    connection, _ = still.accept()
+    yield
+    connection.close()
+    step.join()
+
+
+async def test_a_redis_that_stood_still_is_left_alone_for_a_while(
+    workers: Callable[..., Worker], still: socket.socket, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projector.worker.AWAY_SECONDS", 3600)
+    worker = workers(f"redis://127.0.0.1:{still.getsockname()[1]}/0")
+    with asking(worker, still):
+        pass
+    run_until_idle(worker, db)
+    still.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        still.accept()
+
+
+async def test_a_redis_that_stands_still_stops_no_other_worker(
+    workers: Callable[..., Worker], still: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projector.worker.AWAY_SECONDS", 0)
+    turn = threading.Lock()
+    worker = workers(f"redis://127.0.0.1:{still.getsockname()[1]}/0", turn)
+    with asking(worker, still):
+        assert turn.locked()  # nobody knows yet
+    with asking(worker, still):
+        assert turn.acquire(timeout=1)
+        turn.release()
+
+
 async def test_in_quiet_times_what_was_published_first_wins(
     workers: Callable[..., Worker], client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
@@ -420,14 +480,21 @@ async def test_in_quiet_times_what_was_published_first_wins(
     assert db.execute("SELECT source FROM processed_events").fetchall() == [("first",)]
 
 
+@pytest.mark.parametrize("attempts", [0, APART])
 async def test_a_turn_ends_when_a_projection_has_its_place_in_the_order(
-    workers: Callable[..., Worker], client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+    attempts: int,
+    workers: Callable[..., Worker],
+    client: redis.Redis,
+    database_url: str,
+    queue: str,
+    db: psycopg.Connection[Any],
 ) -> None:
     """Who is next need not wait for all of it."""
     broker.ensure_group(client)
     turn = threading.Lock()
     slow, free = (threading.Thread(target=workers(turn=turn).run_once) for _ in range(2))
     batch_ids = await receive(database_url, [event("a")], [event("b")])
+    db.execute("UPDATE outbox SET attempts = %s WHERE batch_id = %s", [attempts, batch_ids[0]])
     with db.transaction(force_rollback=True):
         db.execute(
             """
