@@ -17,7 +17,8 @@ TIMEOUT = httpx2.Timeout(12, connect=5)
 def show(settings: Settings) -> bool:
     """Prints the parts of this home's `chronicle up` and the statistics of the service; True where it is ready.
 
-    The service is the one of this home, or AGGREGATOR_URL. Raises ChronicleError where nothing of ours answers there.
+    The service is that of AGGREGATOR_URL where it is set, or the one of this home. Raises ChronicleError where nothing
+    of ours answers there.
     """
     console = screen.console()
     parts = runfile.read(settings.chronicle_home)
@@ -26,7 +27,8 @@ def show(settings: Settings) -> bool:
         for name, part in parts.items():
             table.add_row(name, str(part.get("pid", "-")), part.get("url") or part.get("metrics", "-"))
         console.print(table)
-    base = (parts.get("api", {}).get("url") or settings.aggregator_url).rstrip("/")
+    own = None if "aggregator_url" in settings.model_fields_set else parts.get("api", {}).get("url")
+    base = (own or settings.aggregator_url).rstrip("/")
     with clients.opened(
         httpx2.Client, clients.address(base, ""), timeout=TIMEOUT, headers=keys.bearer(settings)
     ) as client:

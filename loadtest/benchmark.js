@@ -5,7 +5,9 @@ import { Counter, Gauge } from "k6/metrics";
 
 const url = __ENV.AGGREGATOR_URL || "http://localhost:8080";
 const duplicates = 0.3;
-const headers = { "Content-Type": "application/json" };
+const key = __ENV.CHRONICLE_API_KEY;
+const authorization = key ? { Authorization: `Bearer ${key}` } : {};
+const headers = { "Content-Type": "application/json", ...authorization };
 const published = new Counter("published");
 const settled = new Gauge("settled_ms"); // from the end of the load until the last event is projected
 
@@ -23,7 +25,7 @@ export const options = {
 };
 
 function readStats() {
-  return http.get(`${url}/stats`, { responseType: "text" }).json();
+  return http.get(`${url}/stats`, { responseType: "text", headers: authorization }).json();
 }
 
 export function setup() {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chronicle import status
+from chronicle import runfile, status
 from chronicle.errors import ChronicleError
 from chronicle.settings import Settings
 from query.sessions import ANSWER_SECONDS
@@ -41,8 +41,10 @@ def answering(ready: tuple[int, object], stats: tuple[int, object]) -> Iterator[
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 @pytest.fixture
@@ -101,3 +103,15 @@ def test_what_is_no_service_of_ours_is_said_to_be_none(content: object, ask: pyt
 def test_it_waits_for_longer_than_the_service_looks_whether_it_is_ready() -> None:
     assert status.TIMEOUT.read
     assert status.TIMEOUT.read > ANSWER_SECONDS
+
+
+def test_it_asks_the_service_of_this_home_unless_another_one_is_named(
+    ask: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(READY, STATS) as own, answering(READY, (200, {"received": 6})) as other:
+        runfile.write(tmp_path, {"api": {"pid": 1, "url": own}})
+        ask.delenv("AGGREGATOR_URL", raising=False)
+        assert status.show(Settings.load())
+        assert "│ received │ 5" in capsys.readouterr().out
+        assert shown(other, ask)
+        assert "│ received │ 6" in capsys.readouterr().out

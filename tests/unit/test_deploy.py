@@ -124,6 +124,14 @@ def test_what_the_containers_are_given_are_settings() -> None:
             assert service["environment"].keys() <= known, name
 
 
+def test_what_can_be_set_reaches_the_services_and_is_unset_by_default() -> None:
+    bounds = {name.upper() for name in Settings.model_fields if name.startswith("chronicle_max_")}
+    for name in ("command", "query"):
+        environment = SERVICES[name]["environment"]
+        for variable in bounds | {"CHRONICLE_ALLOW_UNSAFE_DATABASE"}:
+            assert environment[variable] == f"${{{variable}:-}}"
+
+
 def test_the_image_runs_as_nobody_special_and_copies_only_what_was_installed() -> None:
     assert len(STAGES) == 3
     assert all(stage.startswith("FROM python:3.13-slim-bookworm") for stage in STAGES)
