@@ -58,8 +58,9 @@ async def test_a_projection_whose_answer_is_lost_happened_once(
 
 
 async def test_tickets_whose_delivery_is_lost_are_read_again(
-    way_to: WayTo, database_url: str, queue: str, db: psycopg.Connection[Any]
+    monkeypatch: pytest.MonkeyPatch, way_to: WayTo, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
+    monkeypatch.setattr("projector.worker.AWAY_SECONDS", 0)
     proxy, url = way_to(queue)
     with closing(Worker(database_url, url, threading.Event())) as worker, closing(broker.connect(queue)) as client:
         for _ in range(2):

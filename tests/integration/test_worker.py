@@ -310,8 +310,14 @@ async def test_own_pending_tickets_are_taken_back_at_the_start(
 
 
 async def test_tickets_of_a_reply_that_is_lost_just_after_an_outage_are_taken_back(
-    worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
+    monkeypatch: pytest.MonkeyPatch,
+    worker: Worker,
+    client: redis.Redis,
+    database_url: str,
+    queue: str,
+    db: psycopg.Connection[Any],
 ) -> None:
+    monkeypatch.setattr("projector.worker.AWAY_SECONDS", 0)
     worker.run_once()  # makes the group
     for _ in range(2):  # the first is the outage; the second comes when the worker has found nothing pending
         cut_while_it_reads(worker, client)
