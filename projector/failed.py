@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 from uuid import UUID
 
@@ -85,11 +87,18 @@ def retry_batch(
         ahead = announce(connection, [batch_id])
         won = [
             winner
-            for position in held
-            for winner in insert_apart(connection, batch_id, range(position, position + 1), ahead, errors)
+            for positions in _without_gaps(held)
+            for winner in insert_apart(connection, batch_id, positions, ahead, errors)
         ]
         if succeeded := [position for position in held if position not in errors]:
             [(attempt, size)] = connection.execute(NEXT_ATTEMPT, [batch_id])
             record_outcome(connection, {batch_id: size}, worker_id, won, {}, positions=succeeded, attempt=attempt)
             connection.execute(FORGET, {"batch_id": batch_id, "positions": succeeded})
     return len(held), errors
+
+
+def _without_gaps(positions: list[int]) -> Iterator[range]:
+    """Positions in order, as ranges: each is tried at once, for a try unfolds the whole batch."""
+    for _, numbered in groupby(enumerate(positions), lambda each: each[1] - each[0]):
+        neighbours = [position for _, position in numbered]
+        yield range(neighbours[0], neighbours[-1] + 1)

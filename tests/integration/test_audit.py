@@ -12,7 +12,7 @@ import pytest
 from given import LARGE_BLOCKS, LARGE_BYTES, blocks_read, event, large, receive
 
 from chronicle import database
-from projector.projection import project
+from projector.projection import project, project_apart
 from query import audit, cursor, events
 
 NO_FILTER = {"action": None, "topic": None, "event_id": None, "from": None, "to": None}
@@ -219,3 +219,25 @@ async def test_a_page_is_bounded_by_what_payloads_are_when_they_are_not_compress
     await connection.close()
     assert [e["event_id"] for e in page["events"]] == ["e8", "e7", "e6"]
     assert page["events"][0]["payload"] == payload
+
+
+async def test_the_errors_and_conflicts_of_a_fact_are_taken_apart_once(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    """For each record anew, a page over ten thousand of them took longer than an answer may."""
+    names = [f"e{n}" for n in range(500)]
+    stored, dropped, failed = await receive(
+        database_url,
+        [event(name) for name in names],
+        [event(name, payload={"message": name if n % 2 else "other"}) for n, name in enumerate(names)],
+        [event(name, topic="poison") for name in names],
+    )
+    project(db, [stored, dropped], 0)
+    db.execute("ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (topic <> 'poison')")
+    errors = project_apart(db, failed, 0)
+    told = "SELECT position, reason FROM audit_log WHERE batch_id = %(batch_id)s AND action = %(action)s"
+    reasons = {n: "conflict" if n % 2 else "duplicate" for n in range(1, len(names) + 1)}
+    for batch_id, action, expected in (dropped, "DROPPED", reasons), (failed, "FAILED", errors):
+        these = {"batch_id": batch_id, "action": action}
+        assert dict(db.execute(told, these).fetchall()) == expected
+        assert blocks_read(db, told, these) < len(names)

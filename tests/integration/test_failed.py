@@ -87,6 +87,22 @@ async def test_a_retry_that_succeeds_is_recorded_and_counted(database_url: str, 
     assert broken(database_url) == []
 
 
+async def test_neighbours_are_tried_at_once(database_url: str, db: psycopg.Connection[Any]) -> None:
+    """A try unfolds the whole batch: ten thousand events, each for itself, took more than a minute."""
+    db.execute(POISON)
+    names = ["poison-1", "poison-2", "a", "poison-3", "poison-4", "poison-5", "b", "poison-6"]
+    [batch_id] = await receive(database_url, [event(name) for name in names])
+    project_apart(db, batch_id, 0)
+    db.execute(CURE)
+    assert failed.retry(database_url, None, None)
+    tries = db.execute(
+        "SELECT array_agg(event_id ORDER BY position) FROM processed_events WHERE event_id LIKE 'poison%' "
+        "GROUP BY xmin::text ORDER BY 1"
+    ).fetchall()
+    assert tries == [(["poison-1", "poison-2"],), (["poison-3", "poison-4", "poison-5"],), (["poison-6"],)]
+    assert broken(database_url) == []
+
+
 async def test_one_event_can_be_tried_alone(database_url: str, db: psycopg.Connection[Any]) -> None:
     await poison(database_url, db)
     db.execute(CURE)
