@@ -74,6 +74,11 @@ facts = Table(
     CheckConstraint(f"action IN {ACTIONS}", name="ck_facts_action"),
     CheckConstraint("event_count > 0", name="ck_facts_event_count"),
     CheckConstraint("(action = 'RECEIVED') = (num_nonnulls(event_ids, event_uuids) = 1)", name="ck_facts_events"),
+    CheckConstraint(
+        "action <> 'RECEIVED' OR (event_count = ALL (ARRAY[coalesce(cardinality(event_ids), cardinality(event_uuids)),"
+        " cardinality(topics), cardinality(sources), cardinality(payloads), cardinality(timestamps)])) IS TRUE",
+        name="ck_facts_whole",
+    ),
     Index("ix_facts_recorded_at", "recorded_at", "id"),
     Index("ix_facts_action_recorded_at", "action", "recorded_at", "id"),
     comment="The ledger: one immutable fact about one batch",

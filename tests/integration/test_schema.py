@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import uuid
 from typing import Any
 
 import psycopg
@@ -146,6 +147,22 @@ async def test_facts_cannot_be_changed_or_removed(
     await receive(database_url, [event("a")])
     with pytest.raises(pg.RestrictViolation, match="append-only"):
         db.execute(statement)
+
+
+@pytest.mark.parametrize("column", ["event_ids", "event_uuids", "topics", "sources", "payloads", "timestamps"])
+async def test_a_batch_that_lacks_something_of_an_event_is_not_received(
+    column: str, database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    ids = "event_uuids" if column == "event_uuids" else "event_ids"
+    fields = ", ".join([ids, "topics", "sources", "payloads", "timestamps"])
+    await receive(database_url, [event(str(uuid.UUID(int=n)) if ids == "event_uuids" else f"e{n}") for n in (1, 2)])
+    again = f"""
+        INSERT INTO facts (batch_id, action, lane, event_count, {fields})
+        SELECT gen_random_uuid(), 'RECEIVED', 0, 2, {{}} FROM facts LIMIT 1
+    """
+    db.execute(again.format(fields))
+    with pytest.raises(pg.CheckViolation, match="ck_facts_whole"):
+        db.execute(again.format(fields.replace(column, f"{column}[2:]")))
 
 
 STATEMENTS = {
