@@ -1,7 +1,9 @@
-"""How our HTTP clients (publisher, tail, status) reach the service."""
+"""How our HTTP clients (publisher, tail, status) reach the service, and read its answers."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx2
@@ -9,6 +11,8 @@ import httpx2
 from chronicle.errors import ChronicleError
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+LONGEST_RETRY_AFTER = 30.0
+"""Seconds; a server that asks for more is asked again after this."""
 
 Client = TypeVar("Client", httpx2.Client, httpx2.AsyncClient)
 
@@ -37,3 +41,26 @@ def opened(kind: type[Client], url: httpx2.URL, **options: Any) -> Client:
         return kind(trust_env=heeds, **options)
     except (httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
         raise ChronicleError(f"no client with this environment's proxy and SSL_CERT_FILE: {error}") from None
+
+
+def retry_after(value: str | None, now: datetime) -> float:
+    """Seconds that a Retry-After header (RFC 9110, 10.2.3: seconds, or a date) asks for; 0 where it says nothing."""
+    if value is None:
+        return 0.0
+    if (seconds := value.strip()).isdecimal():
+        return min(float(seconds), LONGEST_RETRY_AFTER)
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return 0.0
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return min(max((aware - now).total_seconds(), 0.0), LONGEST_RETRY_AFTER)
+
+
+def content(response: httpx2.Response) -> dict[str, Any]:
+    """The object that an answer holds; an empty one where it is something else."""
+    try:
+        found = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

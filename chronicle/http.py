@@ -1,4 +1,4 @@
-"""What both HTTP services share: errors in one shape, request ids, the health routes, serving."""
+"""What both HTTP services share: answers, errors in one shape, request ids, serving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
@@ -44,6 +44,11 @@ Endpoint = Callable[[Scope, Receive], Awaitable[bytes]]
 """Takes a request as ASGI has it, gives the JSON of its 200."""
 
 log = logs.get(__name__)
+
+
+def encoded(body: bytes) -> Response:
+    """An answer that is JSON already."""
+    return Response(body, media_type="application/json")
 
 
 def problems(status: int, *found: Problem, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -13,6 +13,8 @@ from structlog.typing import Processor, WrappedLogger
 
 MAX_FIELD = 500
 MAX_TRACEBACK = 10_000
+MOST_NAMED = 20
+"""Requests of a batch that a line names."""
 
 
 _QUOTES = re.compile(r"\n(?:DETAIL|CONTEXT|QUERY):(?:.|\n(?!\n|Traceback |During |The above ))*")

@@ -53,7 +53,7 @@ def _ask(client: httpx2.Client, base: str, path: str, field: str) -> tuple[dict[
         answer = client.get(clients.address(base, path))
     except httpx2.HTTPError as error:
         raise ChronicleError(f"nothing answers at {base}: {error or type(error).__name__}") from None
-    content = _content(answer)
+    content = clients.content(answer)
     match content.get("detail"):
         case None if field in content:
             return content, ""
@@ -62,11 +62,3 @@ def _ask(client: httpx2.Client, base: str, path: str, field: str) -> tuple[dict[
             hint = " (CHRONICLE_API_KEY is what is sent)" if answer.status_code in (401, 403) else ""
             return {}, reasons + hint
     raise ChronicleError(f"what answers at {base} is no ChronicleWeaver: {answer.status_code} to {path}")
-
-
-def _content(answer: httpx2.Response) -> dict[str, Any]:
-    try:
-        content = answer.json()
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -7,6 +7,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -21,7 +22,6 @@ SILENT_SECONDS = 30.0
 """The service says something every ten seconds; a connection that is silent for so long is lost."""
 
 BACKOFF = wait_exponential_jitter(multiplier=0.2, max=5, jitter=0.5)
-LONGEST_RETRY_AFTER = 30.0
 TOO_MANY = "the topics are too many, or too long, for one URL"
 LONGEST_PAYLOAD = 2000
 """Characters of a payload on a terminal."""
@@ -116,8 +116,7 @@ def _check(response: httpx2.Response) -> None:
     response.read()
     reason = f"{response.status_code} {_problem(response)}".strip()
     if response.status_code == 429 or response.status_code >= 500:
-        asked = response.headers.get("retry-after", "")
-        raise Lost(reason, min(float(asked), LONGEST_RETRY_AFTER) if asked.isdecimal() else 0.0)
+        raise Lost(reason, clients.retry_after(response.headers.get("retry-after"), datetime.now(UTC)))
     raise ChronicleError(f"{response.url} is refused: {reason}")
 
 

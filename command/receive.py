@@ -54,9 +54,6 @@ OVERLOAD_SECONDS = 2
 SMOOTHED = 8
 """What a commit takes is an average over about so many."""
 
-MOST_NAMED = 20
-"""Requests of a batch that a line of the log names."""
-
 log = logs.get(__name__)
 
 
@@ -205,7 +202,7 @@ class Receiver:
                 if time.monotonic() > deadline or isinstance(error, SchemaBehind):
                     raise
                 metrics.RECEIVE_RETRIES.inc()
-                request_ids = [request.request_id for request in requests[:MOST_NAMED]]
+                request_ids = [request.request_id for request in requests[: logs.MOST_NAMED]]
                 log.warning("commit is tried again", batch_id=str(batch_id), request_ids=request_ids, error=str(error))
                 await asyncio.sleep(0.1)
             else:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 
-from chronicle import database
+from chronicle import database, logs
 from chronicle.arrays import UuidArray
 
 MOST_TICKETS = 64
@@ -27,9 +27,6 @@ MOST_OVERDUE = 16
 
 ALONE = 2
 """A batch that came back so often is projected alone."""
-
-MOST_NAMED = 20
-"""Requests of a batch that a line of the log names."""
 
 
 class Batch(NamedTuple):
@@ -86,8 +83,8 @@ def overdue(connection: psycopg.Connection[Any], at_hand: Collection[UUID]) -> l
 
 
 def request_ids(connection: psycopg.Connection[Any], batch_ids: Sequence[UUID]) -> list[str]:
-    """At most MOST_NAMED of the requests that the batches are made of."""
-    return database.value(connection, REQUESTS, {"batch_ids": batch_ids, "most": MOST_NAMED}) or []
+    """At most logs.MOST_NAMED of the requests that the batches are made of."""
+    return database.value(connection, REQUESTS, {"batch_ids": batch_ids, "most": logs.MOST_NAMED}) or []
 
 
 def fitting(batches: Collection[Batch]) -> int | None:

@@ -232,14 +232,18 @@ def project_apart(
     return errors
 
 
-def abandon(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int, error: str) -> None:
-    """Gives a batch up without trying it: all of its events become FAILED with this error. Raises psycopg.Error."""
+def abandon(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int, error: str) -> bool:
+    """Gives a batch up without trying it: all of its events become FAILED with this error.
+
+    False where another worker had done with it. Raises psycopg.Error.
+    """
     began = time.monotonic()
     with connection.transaction():
         if claimed := _claim(connection, [batch_id], worker_id):
             errors = dict.fromkeys(range(1, claimed[batch_id] + 1), error)
             record_outcome(connection, claimed, worker_id, [], errors)
     metrics.projected(claimed, [], sum(claimed.values()), time.monotonic() - began)
+    return bool(claimed)
 
 
 def insert_apart(

@@ -259,9 +259,9 @@ class Worker:
         batch_id, attempts = group[0].batch_id, group[0].attempts
         try:
             if attempts >= NO_MORE:
-                abandon(connection, batch_id, self.worker_id, GIVEN_UP.format(attempts))
-                self._note_lag(group)
-                log.error("batch given up", **self._about(connection, [batch_id]), attempts=attempts)
+                if abandon(connection, batch_id, self.worker_id, GIVEN_UP.format(attempts)):
+                    self._note_lag(group)
+                    log.error("batch given up", **self._about(connection, [batch_id]), attempts=attempts)
             elif attempts >= APART:
                 errors = project_apart(connection, batch_id, self.worker_id, announced)
                 self._note_lag(group)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
+from datetime import datetime
 
 import httpx2
 
-from chronicle import screen
-
-LONGEST_RETRY_AFTER = 30.0
-"""Seconds; a server that asks for more is asked again after this."""
+from chronicle import clients, screen
 
 LONGEST_REASON = 200
 
@@ -38,7 +33,7 @@ class Answer:
 
 def read_answer(response: httpx2.Response, count: int, now: datetime) -> Answer:
     """What the response to a request of `count` events says; `now` is the wall clock, for a Retry-After with a date."""
-    content = _content(response)
+    content = clients.content(response)
     if response.status_code == 200:
         # Some other server behind a wrong URL may well say 200 to anything.
         accepted = content.get("status") == "success" and content.get("events_count") == count
@@ -48,7 +43,7 @@ def read_answer(response: httpx2.Response, count: int, now: datetime) -> Answer:
         f"{response.status_code} {reason or response.reason_phrase}".strip(),
         response.status_code,
         refused=refused if response.status_code == 422 else {},
-        retry_after=retry_after(response.headers.get("retry-after"), now),
+        retry_after=clients.retry_after(response.headers.get("retry-after"), now),
     )
 
 
@@ -64,28 +59,6 @@ def no_answer(error: httpx2.RequestError) -> Answer:
         case _:
             reason = "connection broken before an answer came"
     return Answer(_one_line(reason))
-
-
-def retry_after(value: str | None, now: datetime) -> float:
-    """Seconds that a Retry-After header (RFC 9110, 10.2.3: seconds, or a date) asks for; 0 where it says nothing."""
-    if value is None:
-        return 0.0
-    if (seconds := value.strip()).isdecimal():
-        return min(float(seconds), LONGEST_RETRY_AFTER)
-    try:
-        moment = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return 0.0
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return min(max((aware - now).total_seconds(), 0.0), LONGEST_RETRY_AFTER)
-
-
-def _content(response: httpx2.Response) -> dict[str, Any]:
-    try:
-        content = response.json()
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _detail(detail: object, count: int) -> tuple[str, dict[int, str]]:

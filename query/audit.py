@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import psycopg
+from fastapi import FastAPI, Query
+from fastapi.responses import Response
 from msgspec import Struct
 
+from chronicle import http, openapi
 from chronicle.ledger import ACTIONS, DROPPED_OF_EVENT
-from query import cursor
+from query import cursor, models
+from query.parameters import WHOLE, Cursor, EventId, From, Name, To
+from query.sessions import Sessions
 
 
 class Place(Struct, array_like=True):
@@ -40,6 +45,26 @@ class Page(Struct):
     count: int
     audit_logs: list[Record]
     next_cursor: str | None
+
+
+def add_routes(app: FastAPI, sessions: Sessions) -> None:
+    """Adds /audit."""
+
+    @app.get("/audit", tags=["query"], response_model=models.AuditPage, responses=openapi.INVALID | openapi.UNAVAILABLE)
+    async def get_audit(
+        *,
+        action: Literal["RECEIVED", "QUEUED", "PROCESSED", "DROPPED", "FAILED"] | None = None,
+        topic: Name = None,
+        event_id: EventId = None,
+        since: From = None,
+        to: To = None,
+        limit: Annotated[int, Query(ge=1, le=1000), WHOLE] = 100,
+        after: Cursor = None,
+    ) -> Response:
+        """What happened to each event, newest first. `count` is the number of records returned."""
+        filters = {"action": action, "topic": topic, "event_id": event_id, "from": since, "to": to}
+        place = cursor.decode(after, Place)
+        return http.encoded(await sessions.ask(lambda connection: page(connection, filters, limit, place)))
 
 
 RECORDS = """

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
 import psycopg
+from fastapi import FastAPI, Query
+from fastapi.responses import Response
 from msgspec import Raw, Struct
 
-from query import cursor
+from chronicle import http, openapi
+from query import cursor, models
+from query.parameters import WHOLE, Cursor, EventId, From, Name, To
+from query.sessions import Sessions
 
 
 class Place(Struct, array_like=True):
@@ -37,6 +42,28 @@ class Page(Struct):
     count: int
     events: list[Event]
     next_cursor: str | None
+
+
+def add_routes(app: FastAPI, sessions: Sessions) -> None:
+    """Adds /events."""
+
+    @app.get(
+        "/events", tags=["query"], response_model=models.EventPage, responses=openapi.INVALID | openapi.UNAVAILABLE
+    )
+    async def get_events(
+        *,
+        topic: Name = None,
+        source: Name = None,
+        event_id: EventId = None,
+        since: From = None,
+        to: To = None,
+        limit: Annotated[int, Query(ge=1, le=10_000), WHOLE] = 1000,
+        after: Cursor = None,
+    ) -> Response:
+        """Processed events, newest timestamp first. `count` is how many match in all."""
+        filters = {"topic": topic, "source": source, "event_id": event_id, "from": since, "to": to}
+        place = cursor.decode(after, Place)
+        return http.encoded(await sessions.ask(lambda connection: page(connection, filters, limit, place)))
 
 
 PAGE_BYTES = 32 * 2**20

@@ -9,14 +9,14 @@ from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
+from fastapi import FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chronicle import http, logs
+from chronicle import http, logs, openapi
 from chronicle.errors import ChronicleError, Overloaded
-from query import stream
+from query import parameters, stream
 from query.sessions import Sessions
 from query.stream import Page, Topics
 
@@ -42,6 +42,27 @@ TROUBLE = (ChronicleError, psycopg.Error)
 log = logs.get(__name__)
 
 Answer = TypeVar("Answer")
+
+
+def add_routes(app: FastAPI, sessions: Sessions) -> None:
+    """Adds /events/stream."""
+    feed = Feed(sessions)
+
+    @app.get(
+        "/events/stream",
+        tags=["query"],
+        response_class=StreamingResponse,
+        responses=openapi.EVENT_STREAM | openapi.INVALID | openapi.UNAVAILABLE,
+    )
+    async def get_stream(
+        request: Request,
+        *,
+        topic: parameters.Topics = (),
+        after: parameters.After = NOW,
+        last_event_id: parameters.LastEventId = None,
+    ) -> Response:
+        """Processed events as server-sent events, for as long as you listen; `Last-Event-ID` wins over `after`."""
+        return await feed.answer(request, topic, last_event_id or after)
 
 
 class Feed:

@@ -62,7 +62,7 @@ def add_routes(app: FastAPI, sessions: Sessions, client: redis.asyncio.Redis | N
     async def get_history(minutes: Annotated[int, Query(ge=1, le=1440), WHOLE] = 15) -> Response:
         """What was received in each minute, and what became of it."""
         body = await sessions.ask(lambda connection: history.by_minute(connection, minutes))
-        return Response(body, media_type="application/json")
+        return http.encoded(body)
 
     assets.serve(app, "/assets", HERE)
     assets.serve(app, "/assets/vendor", HERE / "vendor")

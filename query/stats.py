@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import psycopg
+from fastapi import FastAPI
 
+from chronicle import openapi
 from chronicle.ledger import COUNTERS
+from query import models
+from query.sessions import Sessions
+
+
+def add_routes(app: FastAPI, sessions: Sessions) -> None:
+    """Adds the two routes."""
+    started = time.monotonic()
+
+    @app.get("/stats", tags=["query"], response_model=models.Stats, responses=openapi.UNAVAILABLE)
+    async def get_stats() -> dict[str, Any]:
+        """The books: received = unique_processed + duplicated_dropped + failed + in_flight, in every answer."""
+        uptime = int(time.monotonic() - started)
+        return await sessions.ask(lambda connection: totals(connection, uptime))
+
+    @app.get("/audit/summary", tags=["query"], response_model=models.Summary, responses=openapi.UNAVAILABLE)
+    async def get_summary() -> dict[str, Any]:
+        """The five counters in all, by topic and by worker."""
+        return await sessions.ask(summary)
+
 
 STATS = """
 SELECT coalesce(sum(received), 0)::bigint, coalesce(sum(processed), 0)::bigint, coalesce(sum(dropped), 0)::bigint,

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from starlette.routing import Match
 from starlette.types import Scope
 
-from chronicle import openapi, paths
+from chronicle import http, openapi, paths
 from chronicle.errors import NotThere
 from chronicle.ledger import DROPPED_OF_EVENT
 from query import models
@@ -75,13 +75,13 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 
     async def get_event(topic: NamedTopic, event_id: NamedEvent) -> Response:
         """One stored event. A 404 says whether it was never received, is in flight, or failed."""
-        return _json(await sessions.ask(lambda connection: stored(connection, topic, event_id)))
+        return http.encoded(await sessions.ask(lambda connection: stored(connection, topic, event_id)))
 
     async def get_trail(
         topic: NamedTopic, event_id: NamedEvent, limit: Annotated[int, Query(ge=1, le=1000), WHOLE] = 100
     ) -> Response:
         """Every fact about every sighting of one event: the stored sighting first, then the others in order of time."""
-        return _json(await sessions.ask(lambda connection: trail(connection, topic, event_id, limit)))
+        return http.encoded(await sessions.ask(lambda connection: trail(connection, topic, event_id, limit)))
 
     for path, endpoint, model in (
         ("/events/{topic}/{event_id}", get_event, models.Event),
@@ -96,10 +96,6 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
             responses=openapi.NOT_THERE | openapi.INVALID | openapi.UNAVAILABLE,
             route_class_override=Route,
         )
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")
 
 
 KEY = "event_id = %(event_id)s AND topic = %(topic)s"

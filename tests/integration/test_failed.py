@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -188,7 +189,8 @@ async def test_a_batch_that_ends_its_workers_session_or_takes_too_long_each_time
             worker.join()
     errors = db.execute("SELECT event_id, error FROM failed_events ORDER BY event_id").fetchall()
     assert [row[0] for row in errors] == ["b", "killer"]
-    assert f"{NO_MORE} attempts" in errors[0][1]
+    attempts = int(re.findall(r"(\d+) attempts", errors[0][1])[0])
+    assert NO_MORE <= attempts <= NO_MORE + 1  # both workers may find it at the same time, and each counts its own
     assert broken(database_url) == []
 
 

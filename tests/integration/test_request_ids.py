@@ -12,12 +12,11 @@ from servers import eventually
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-from chronicle import database
+from chronicle import database, logs
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
 from command.app import create_app
 from command.receive import Receiver, Writer
-from projector.outbox import MOST_NAMED
 from projector.worker import Worker
 
 POISON = "ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id NOT LIKE 'poison%') NOT VALID"
@@ -51,14 +50,14 @@ async def test_the_log_names_a_bounded_number_of_requests(
     database_url: str, db: psycopg.Connection[Any], worker: Worker
 ) -> None:
     db.execute(POISON)
-    parts = [(f"request-{n}", 1) for n in range(MOST_NAMED + 5)]
+    parts = [(f"request-{n}", 1) for n in range(logs.MOST_NAMED + 5)]
     writer = await Writer.open(database_url)
     await writer.record_received(new_batch_id(), columns(*[event(f"poison-{n}") for n in range(len(parts))]), parts)
     await writer.close()
     with capture_logs() as lines:
         eventually(lambda: worker.run_once() and [line for line in lines if line["event"] == "refused"])
     first, *_ = [line for line in lines if line["event"] == "refused"]
-    assert first["request_ids"] == [request_id for request_id, _ in parts[:MOST_NAMED]]
+    assert first["request_ids"] == [request_id for request_id, _ in parts[: logs.MOST_NAMED]]
 
 
 def test_a_request_that_postgresql_refuses_is_named_in_the_log_of_command(

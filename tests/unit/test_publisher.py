@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chronicle import clients
 from chronicle.errors import ChronicleError
 from publisher import generator
-from publisher.answers import read_answer, retry_after
+from publisher.answers import read_answer
 from publisher.generator import Generator, generate, wall_clock
 from publisher.jsonlines import events_of
 from publisher.run import Options, check, endpoint
@@ -164,12 +165,12 @@ async def test_a_pause_of_the_input_sends_what_is_there() -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date_and_bounded(value: str | None, seconds: float) -> None:
-    assert retry_after(value, NOW) == seconds
+    assert clients.retry_after(value, NOW) == seconds
 
 
 @given(st.text())
 def test_no_retry_after_header_breaks_the_publisher(value: str) -> None:
-    assert 0 <= retry_after(value, NOW) <= 30
+    assert 0 <= clients.retry_after(value, NOW) <= 30
 
 
 def refusal(*places: list[object]) -> httpx2.Response:
