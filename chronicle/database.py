@@ -147,6 +147,9 @@ def read_pool(url: str, service: str, size: int) -> AsyncConnectionPool[psycopg.
 LOST = (psycopg.OperationalError, pg.TransactionTimeout, pg.IdleInTransactionSessionTimeout)
 """What psycopg raises where it is the session or the server that fails: the last two end the session as well."""
 
+NOT_THE_DATAS_FAULT = (*LOST, pg.ReadOnlySqlTransaction, pg.UndefinedTable, pg.InsufficientPrivilege)
+"""What has nothing to do with what is written: it would befall other data as well."""
+
 
 @contextmanager
 def ours() -> Iterator[None]:

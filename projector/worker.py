@@ -99,7 +99,7 @@ class Worker:
         self._redis.close()
 
     def run_once(self) -> bool:
-        """One step: tickets, or overdue batches where none come. True where there was something to do.
+        """One step: tickets, or overdue batches where none come. True where there were, and not all were refused.
 
         Raises DatabaseAway and psycopg.Error; Redis being away is no error here.
         """
@@ -155,8 +155,9 @@ class Worker:
             # made because of what befell another does not.
             counted = outbox.count_attempt(connection, returned.intersection(batch.batch_id for batch in group))
             if free := [batch for batch in group if batch.batch_id in counted or batch.batch_id not in overdue]:
-                self._backlog |= self._project(connection, free, announced) and bool(overdue)
-                busy = True
+                done = self._project(connection, free, announced)
+                self._backlog |= done and bool(overdue)
+                busy |= done
             self._beat(connection)
         self._acknowledge(list(tickets))
         return busy
@@ -281,7 +282,7 @@ class Worker:
                 "refused", **self._about(connection, [batch.batch_id for batch in group]), error=str(error).strip()
             )
             if attempts >= APART and not isinstance(error, pg.QueryCanceled):
-                self._not_their_fault(connection, group)  # it is the outcome that is refused, not an event
+                self._not_their_fault(connection, group)  # no event is refused, but the outcome, or anything
             for batch in group if len(group) > 1 else ():
                 self._project(connection, [batch], announced)
             return False
