@@ -147,8 +147,8 @@ def read_pool(url: str, service: str, size: int) -> AsyncConnectionPool[psycopg.
 LOST = (psycopg.OperationalError, pg.TransactionTimeout, pg.IdleInTransactionSessionTimeout)
 """What psycopg raises where it is the session or the server that fails: the last two end the session as well."""
 
-NOT_THE_DATAS_FAULT = (*LOST, pg.ReadOnlySqlTransaction, pg.UndefinedTable, pg.InsufficientPrivilege)
-"""What has nothing to do with what is written: it would befall other data as well."""
+BEYOND_LIMITS = (pg.ProgramLimitExceeded, pg.StatementTooComplex)
+"""Of these, by psycopg's classes; but what is written is too much, for an index of the user's say."""
 
 
 @contextmanager
@@ -159,12 +159,20 @@ def ours() -> Iterator[None]:
     """
     try:
         yield
+    except BEYOND_LIMITS:
+        raise
     except (*LOST, psycopg.InterfaceError, pg.ReadOnlySqlTransaction) as error:
         raise DatabaseAway(f"PostgreSQL cannot be used: {_first_line(error)}") from error
     except pg.UndefinedTable:
         raise SchemaBehind from None
     except pg.InsufficientPrivilege as error:
         raise NotAllowed(f"{_first_line(error)}: run `chronicle migrate` as the owner of the tables") from error
+
+
+def refuses_data(error: psycopg.Error) -> bool:
+    """Whether it is about what is written, and would not befall other data."""
+    others = (*LOST, pg.ReadOnlySqlTransaction, pg.UndefinedTable, pg.InsufficientPrivilege)
+    return isinstance(error, BEYOND_LIMITS) or not isinstance(error, others)
 
 
 def _first_line(error: Exception) -> str:

@@ -16,8 +16,8 @@ from uuid import UUID
 
 import psycopg
 
+from chronicle import database
 from chronicle.arrays import BytesArray, IntArray, TextArray, UuidArray
-from chronicle.database import NOT_THE_DATAS_FAULT
 from chronicle.ledger import RECORD_POSITIONS, RECORD_QUEUED
 from projector import metrics
 from projector.order import AHEAD, HAVE_ENDED, announce
@@ -253,16 +253,16 @@ def insert_apart(
     """Inserts the first sightings among these positions of a batch, within a transaction that has `announce`d it.
 
     Where PostgreSQL refuses them, it tries each half, down to the positions to blame, whose errors it adds to `errors`.
-    Gives what INSERT_FIRST_SIGHTINGS does. Raises NOT_THE_DATAS_FAULT.
+    Gives what INSERT_FIRST_SIGHTINGS does. Raises psycopg.Error where it is not the fault of an event.
     """
     sightings = _sightings([batch_id], positions, ahead)
     try:
         with connection.transaction():  # a savepoint
             connection.execute(READ_PAYLOADS, sightings)
             return connection.execute(INSERT_FIRST_SIGHTINGS, sightings).fetchall()
-    except NOT_THE_DATAS_FAULT:
-        raise
     except psycopg.Error as error:
+        if not database.refuses_data(error):
+            raise
         if len(positions) == 1:
             errors[positions[0]] = str(error).strip()
             return []

@@ -275,7 +275,7 @@ class Worker:
             return True
         except psycopg.Error as error:
             metrics.PROJECT_FAILURES.inc()
-            if isinstance(error, database.LOST) and not isinstance(error, pg.QueryCanceled):
+            if isinstance(error, database.LOST) and not isinstance(error, (pg.QueryCanceled, *database.BEYOND_LIMITS)):
                 self._not_their_fault(connection, group)
                 raise DatabaseAway(str(error).strip()) from error
             log.error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from typing import Any
@@ -17,7 +18,7 @@ from chronicle.ledger import new_batch_id
 from command.dispatch import Dispatcher
 from projector import failed, outbox
 from projector.projection import project, project_apart
-from projector.worker import NO_MORE, Worker
+from projector.worker import APART, NO_MORE, Worker
 
 POISON = "ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id NOT LIKE 'poison%') NOT VALID"
 CURE = "ALTER TABLE processed_events DROP CONSTRAINT poison"
@@ -215,6 +216,25 @@ async def test_a_batch_that_is_refused_for_long_by_no_fault_of_its_events_is_pro
     worker.run_once()
     worker.close()
     assert db.execute("SELECT sum(processed), sum(failed) FROM stats").fetchone() == (1, 0)
+    assert broken(database_url) == []
+
+
+async def test_an_event_that_is_too_long_for_an_index_fails_alone(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    """psycopg has the same class for this as for a lost connection."""
+    db.execute("CREATE INDEX ON processed_events ((payload ->> 'message'))")
+    too_long = event("too long", payload={"message": os.urandom(8000).hex()})
+    await receive(database_url, [event("a")], [event("b"), too_long])
+    db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute'")
+    worker = Worker(database_url, "redis://127.0.0.1:1/0", threading.Event())
+    for _ in range(APART):
+        worker.run_once()
+    worker.close()
+    assert db.execute("SELECT event_id FROM processed_events ORDER BY 1").fetchall() == [("a",), ("b",)]
+    [(failed_event, error)] = db.execute("SELECT event_id, error FROM failed_events").fetchall()
+    assert failed_event == "too long"
+    assert error.startswith("index row")
     assert broken(database_url) == []
 
 
