@@ -225,7 +225,7 @@ class Receiver:
                 sqlstate=error.sqlstate,
                 error=str(error),
             )
-            storable = not isinstance(error, psycopg.DataError)
+            storable = not isinstance(error, (psycopg.DataError, *database.BEYOND_LIMITS))
             _resolve(requests, error if storable else InvalidRequest("not_storable", ["body", "events"], NOT_STORABLE))
             return writer
         for request in requests:
