@@ -163,16 +163,31 @@ def ours() -> Iterator[None]:
         raise
     except (*LOST, psycopg.InterfaceError, pg.ReadOnlySqlTransaction) as error:
         raise DatabaseAway(f"PostgreSQL cannot be used: {_first_line(error)}") from error
-    except pg.UndefinedTable:
+    except (pg.UndefinedTable, pg.UndefinedColumn):
         raise SchemaBehind from None
     except pg.InsufficientPrivilege as error:
         raise NotAllowed(f"{_first_line(error)}: run `chronicle migrate` as the owner of the tables") from error
 
 
+NOT_ABOUT_DATA = ("0A", "25", "42", "XX")
+"""Classes of SQLSTATE (PostgreSQL, appendix A): what it does not support, a transaction that may not write, a missing
+table, column, function or right, and a corrupt index, say. All else is about values, or is what a trigger raises."""
+
+
 def refuses_data(error: psycopg.Error) -> bool:
     """Whether it is about what is written, and would not befall other data."""
-    others = (*LOST, pg.ReadOnlySqlTransaction, pg.UndefinedTable, pg.InsufficientPrivilege)
-    return isinstance(error, BEYOND_LIMITS) or not isinstance(error, others)
+    if isinstance(error, BEYOND_LIMITS):
+        return True
+    return not isinstance(error, LOST) and (error.sqlstate or "")[:2] not in NOT_ABOUT_DATA
+
+
+def as_ours(error: ChronicleError | psycopg.Error) -> ChronicleError:
+    """The error, or what a client is told of one that `ours` lets through: PostgreSQL refuses what it is asked."""
+    if isinstance(error, ChronicleError):
+        return error
+    refused = DatabaseAway(f"PostgreSQL refuses: {_first_line(error)}")
+    refused.__cause__ = error
+    return refused
 
 
 def _first_line(error: Exception) -> str:

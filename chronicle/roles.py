@@ -42,7 +42,7 @@ GRANTS: dict[str, dict[str, str]] = {
         "outbox": "SELECT, UPDATE, DELETE",
         "processed_events": "SELECT, INSERT",
         "dropped_events": "SELECT, INSERT",
-        "failed_events": "SELECT, INSERT",
+        "failed_events": "SELECT, INSERT, UPDATE, DELETE",
         "fact_topics": "INSERT",
         "stats": "SELECT, INSERT, UPDATE",
         "unsequenced": "SELECT, INSERT, DELETE",

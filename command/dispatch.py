@@ -12,6 +12,8 @@ import time
 from contextlib import suppress
 from uuid import UUID
 
+import psycopg
+
 from chronicle import broker, logs
 from chronicle.arrays import UuidArray
 from chronicle.database import ours
@@ -124,10 +126,10 @@ class Dispatcher:
                 await pipeline.execute()
 
     async def record_queued(self, batch_ids: list[UUID]) -> bool:
-        """Records QUEUED where no worker has. False where PostgreSQL is away: workers will."""
+        """Records QUEUED where no worker has. False where PostgreSQL is away, or refuses: workers will."""
         try:
             await self._record(batch_ids)
-        except ChronicleError as error:
+        except (ChronicleError, psycopg.Error) as error:
             metrics.DISPATCH_FAILURES.inc()
             log.warning("QUEUED not recorded", error=str(error), batches=len(batch_ids))
             return False

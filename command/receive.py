@@ -85,7 +85,7 @@ class Receiver:
         self._in_flight = 0
 
     async def receive(self, events: Events, size: int, request_id: str) -> None:
-        """Returns once the events are durable. `size`: the bytes that they hold in memory.
+        """Returns once the events are durable. `size`: the bytes of the request's body.
 
         Raises Overloaded, DatabaseAway (the outcome may then be unknown), or InvalidRequest for a value that PostgreSQL
         refused.
@@ -125,10 +125,11 @@ class Receiver:
                 self._away_since = None
                 if requests := await self._next():
                     writer = await self._commit(writer, requests)
-            except ChronicleError as error:
+            except (ChronicleError, psycopg.Error) as error:
                 writer = None
-                _resolve(self._committing, error)
-                self._lost(error)
+                refused = database.as_ours(error)
+                _resolve(self._committing, refused)
+                self._lost(refused)
                 await asyncio.sleep(0.2)
 
     async def answer_late(self) -> None:
@@ -225,8 +226,9 @@ class Receiver:
                 sqlstate=error.sqlstate,
                 error=str(error),
             )
-            storable = not isinstance(error, (psycopg.DataError, *database.BEYOND_LIMITS))
-            _resolve(requests, error if storable else InvalidRequest("not_storable", ["body", "events"], NOT_STORABLE))
+            refuses_values = isinstance(error, (psycopg.DataError, *database.BEYOND_LIMITS))
+            invalid = InvalidRequest("not_storable", ["body", "events"], NOT_STORABLE)
+            _resolve(requests, invalid if refuses_values else error)
             return writer
         for request in requests:
             writer = await self._commit(writer or await Writer.open(self._url), [request])

@@ -65,8 +65,8 @@ class Watch:
                 connection = connection or await database.connect_async(self._url, "command")
                 await self._look(connection)
                 self._problem = None
-            except ChronicleError as error:
-                self._problem = error
+            except (ChronicleError, psycopg.Error) as error:
+                self._problem = database.as_ours(error)
                 if connection:
                     await connection.close()
                 connection = None

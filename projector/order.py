@@ -59,6 +59,25 @@ HAVE_ENDED = """(
 """Waits until those of AHEAD have ended, and is then true."""
 
 
+LET_GO = """
+SELECT CASE mode WHEN 'ShareLock' THEN pg_advisory_unlock_shared(key) ELSE pg_advisory_unlock(key) END
+FROM (
+    SELECT mode, classid::bigint << 32 | objid::bigint AS key FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND pid = pg_backend_pid()
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    OFFSET 0
+) AS held
+"""
+
+
+def let_go(connection: psycopg.Connection[Any]) -> None:
+    """Gives back what a statement held that was cancelled while it announced or waited; a rollback keeps such locks.
+
+    After the transaction, and not in one: it gives back its own by itself. Raises psycopg.Error.
+    """
+    connection.execute(LET_GO)
+
+
 def announce(connection: psycopg.Connection[Any], batch_ids: Iterable[UUID]) -> list[int]:
     """Within a transaction that holds these batches: the locks of those ahead. Raises psycopg.Error.
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -17,6 +17,7 @@ from chronicle import broker, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway
 from projector import heartbeat, metrics, outbox
 from projector.heartbeat import Heartbeat
+from projector.order import let_go
 from projector.outbox import MOST_TICKETS, Batch
 from projector.projection import SESSION, abandon, project, project_apart
 
@@ -35,6 +36,16 @@ AWAY_SECONDS = 1.0
 """After Redis failed it is left alone for so long: to be told that it stands still takes three seconds each time."""
 
 log = logs.get(__name__)
+
+
+class Tickets(NamedTuple):
+    """Ticket ids and the batches that they name; `again`: they were handed out before, and nobody acknowledged them."""
+
+    named: dict[str, UUID]
+    again: bool
+
+
+NO_TICKETS = Tickets({}, again=False)
 
 
 class Worker:
@@ -111,13 +122,12 @@ class Worker:
         with self._own_turn(connection) as end_turn:
             if self._stop.is_set():
                 return False
-            again = self._own_pending
             if self._redis_away:
                 end_turn()  # it may stand still, and each worker waits for it by itself
             tickets = self._tickets()
-            if len(tickets) >= self._most_tickets:
+            if len(tickets.named) >= self._most_tickets:
                 end_turn()
-            return self._work_off(connection, tickets, end_turn, again=again)
+            return self._work_off(connection, tickets, end_turn)
 
     def _beat(self, connection: psycopg.Connection[Any]) -> None:
         state = "without Redis" if self._redis_away else "busy" if self._busy else "idle"
@@ -132,22 +142,15 @@ class Worker:
             held.callback(self._turn.release)
             yield held.close
 
-    def _work_off(
-        self,
-        connection: psycopg.Connection[Any],
-        tickets: dict[str, UUID],
-        announced: Callable[[], None],
-        *,
-        again: bool,
-    ) -> bool:
-        """Projects what the tickets name; `again`: they were handed out before, and nobody acknowledged them."""
-        batch_ids = list(tickets.values())
+    def _work_off(self, connection: psycopg.Connection[Any], tickets: Tickets, announced: Callable[[], None]) -> bool:
+        """Projects what the tickets name."""
+        batch_ids = list(tickets.named.values())
         overdue: set[UUID] = set()
-        busy, self._backlog = bool(tickets), False
-        if not tickets or time.monotonic() - self._swept > SWEEP_SECONDS:
+        busy, self._backlog = bool(batch_ids), False
+        if not batch_ids or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
-            overdue = set(outbox.overdue(connection, [] if again else batch_ids))
-        returned = overdue.union(batch_ids if again else [])
+            overdue = set(outbox.overdue(connection, [] if tickets.again else batch_ids))
+        returned = overdue.union(batch_ids if tickets.again else [])
         batches = outbox.waiting(connection, returned.union(batch_ids), returned)
         self._most_tickets = outbox.fitting(batches) or self._most_tickets
         for group in outbox.grouped(batches):
@@ -159,7 +162,7 @@ class Worker:
                 self._backlog |= done and bool(overdue)
                 busy |= done
             self._beat(connection)
-        self._acknowledge(list(tickets))
+        self._acknowledge(list(tickets.named))
         return busy
 
     def _connect(self) -> psycopg.Connection[Any]:
@@ -182,16 +185,16 @@ class Worker:
             self._connection.close()
         self._connection = None
 
-    def _tickets(self) -> dict[str, UUID]:
-        """Ticket ids and the batches that they name; none where Redis has none or is away."""
+    def _tickets(self) -> Tickets:
+        """None where Redis has none or is away."""
         if time.monotonic() < self._redis_due:
-            return {}
+            return NO_TICKETS
         try:
             tickets = self._read_tickets()
         except redis.ResponseError as error:
             if not broker.group_is_gone(error):
                 return self._redis_failed(error)
-            tickets = {}
+            tickets = NO_TICKETS
             self._make_group()
         except (redis.RedisError, OSError) as error:
             return self._redis_failed(error)
@@ -200,13 +203,13 @@ class Worker:
             self._redis_away = False
         return tickets
 
-    def _redis_failed(self, error: Exception) -> dict[str, UUID]:
+    def _redis_failed(self, error: Exception) -> Tickets:
         self._own_pending = True
         self._redis_due = time.monotonic() + AWAY_SECONDS
         if not self._redis_away:
             log.warning("Redis away: batches are taken from the outbox", worker_id=self.worker_id, error=str(error))
             self._redis_away = True
-        return {}
+        return NO_TICKETS
 
     def _make_group(self) -> None:
         try:
@@ -214,11 +217,11 @@ class Worker:
         except (redis.RedisError, OSError) as error:
             self._redis_failed(error)
 
-    def _read_tickets(self) -> dict[str, UUID]:
+    def _read_tickets(self) -> Tickets:
         if self._own_pending:
             # A reply that was lost on its way leaves its tickets pending under our name, with no error anywhere.
             if entries := self._read("0"):
-                return entries
+                return Tickets(entries, again=True)
             self._own_pending = False
         if time.monotonic() - self._claimed > SWEEP_SECONDS:
             self._claimed = time.monotonic()
@@ -226,8 +229,8 @@ class Worker:
                 broker.STREAM, broker.GROUP, self._consumer, ABANDONED_MILLISECONDS, count=MOST_TICKETS
             )
             if abandoned:
-                return _named(abandoned)
-        return self._read(">")
+                return Tickets(_named(abandoned), again=True)
+        return Tickets(self._read(">"), again=False)
 
     def _read(self, start: str) -> dict[str, UUID]:
         reply: Any = self._redis.xreadgroup(
@@ -278,6 +281,7 @@ class Worker:
             if isinstance(error, database.LOST) and not isinstance(error, (pg.QueryCanceled, *database.BEYOND_LIMITS)):
                 self._not_their_fault(connection, group)
                 raise DatabaseAway(str(error).strip()) from error
+            let_go(connection)
             log.error(
                 "refused", **self._about(connection, [batch.batch_id for batch in group]), error=str(error).strip()
             )

@@ -201,6 +201,7 @@ async def test_a_batch_that_ends_its_workers_session_or_takes_too_long_each_time
     [
         ("ALTER TABLE stats ADD CONSTRAINT no CHECK (processed = 0)", "ALTER TABLE stats DROP CONSTRAINT no"),
         (f"REVOKE {INSERT} FROM chronicle_projector", f"GRANT {INSERT} TO chronicle_projector"),
+        (KILLER.format("PERFORM nowhere()").replace("'killer'", "'a'"), "DROP TRIGGER killer ON processed_events"),
     ],
 )
 async def test_a_batch_that_is_refused_for_long_by_no_fault_of_its_events_is_projected_once_it_no_longer_is(

@@ -159,6 +159,28 @@ async def test_history_has_the_counters_of_this_minute_and_of_a_day(
     assert database.value(db, "SELECT count(*) FROM history") <= 4
 
 
+async def test_a_database_that_refuses_to_be_looked_at_makes_the_service_not_ready_until_it_does_no_more(
+    database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("command.watch.INTERVAL_SECONDS", 0.01)
+    db.execute("ALTER TABLE history ADD CONSTRAINT no CHECK (received < 0)")
+    watch = Watch(database_url, lambda _: None)
+    looking = asyncio.create_task(watch.run())
+
+    def problem() -> str:
+        try:
+            watch.check()
+        except DatabaseAway as error:
+            return str(error)
+        return ""
+
+    await asyncio.to_thread(eventually, lambda: "PostgreSQL refuses" in problem())
+    db.execute("ALTER TABLE history DROP CONSTRAINT no")
+    await asyncio.to_thread(eventually, lambda: not problem())
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
 async def test_history_goes_on_with_either_side_alone_and_after_a_restart(
     database_url: str, queue: str, db: psycopg.Connection[Any], always_due: None
 ) -> None:

@@ -16,7 +16,7 @@ from given import columns, event, receive, until_blocked
 from starlette.testclient import TestClient
 
 from chronicle import database
-from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded
+from chronicle.errors import DatabaseAway, InvalidRequest, Overloaded, SchemaBehind
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
@@ -227,6 +227,17 @@ async def test_all_of_a_refused_batch_are_answered_where_postgresql_is_then_lost
             answers = await asyncio.gather(*requests, return_exceptions=True)
     assert [type(answer) for answer in answers] == [DatabaseAway] * 3
     assert db.execute("SELECT count(*) FROM facts").fetchone() == (0,)
+
+
+async def test_a_column_that_is_missing_says_that_the_schema_is_behind(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    db.execute("ALTER TABLE facts RENAME COLUMN event_uuids TO absent")
+    async with receiving(database_url) as (receiver, _):
+        with pytest.raises(SchemaBehind):
+            await receiver.receive(columns(event("a")), 1, "r")
+        db.execute("ALTER TABLE facts RENAME COLUMN absent TO event_uuids")
+        await receiver.receive(columns(event("a")), 1, "r")
 
 
 async def test_too_much_in_flight_is_refused(database_url: str) -> None:

@@ -23,6 +23,8 @@ from chronicle.up.children import stop
 from chronicle.up.servers import Postgres, start
 from command.dispatch import Dispatcher
 from command.receive import Writer
+from projector import failed
+from projector.projection import project_apart
 from projector.worker import Worker
 from query import audit, events, snapshot, stats, system, trail
 from query import history as minutes
@@ -42,7 +44,7 @@ ALLOWED = {
     ("projector", "outbox"): {"SELECT", "UPDATE", "DELETE"},
     ("projector", "processed_events"): {"SELECT", "INSERT"},
     ("projector", "dropped_events"): {"SELECT", "INSERT"},
-    ("projector", "failed_events"): {"SELECT", "INSERT"},
+    ("projector", "failed_events"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("projector", "fact_topics"): {"INSERT"},
     ("projector", "stats"): {"SELECT", "INSERT", "UPDATE"},
     ("projector", "unsequenced"): {"SELECT", "INSERT", "DELETE"},
@@ -164,6 +166,17 @@ async def test_all_three_services_work_with_nothing_but_their_roles(login: dict[
         assert len((await system.look(connection)).workers) == 1
         worker.close()
         assert (await system.look(connection)).workers == []
+
+
+async def test_failed_events_are_tried_again_with_the_projectors_login(
+    login: dict[str, str], database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    db.execute("ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id <> 'a') NOT VALID")
+    [batch_id] = await receive(database_url, [event("a")])
+    project_apart(db, batch_id, 0)
+    db.execute("ALTER TABLE processed_events DROP CONSTRAINT poison")
+    assert failed.retry(login["projector"], None, None)
+    assert db.execute("SELECT processed, failed FROM stats WHERE lane >= 0").fetchall() == [(1, 0)]
 
 
 async def test_a_service_takes_its_role_where_its_user_may(database_url: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise, takewhile
 from typing import Any
@@ -603,6 +604,58 @@ async def test_workers_get_worker_ids_of_their_own_and_free_ones_again(workers: 
     eventually(lambda: third.run_once() or third.worker_id == 0)
 
 
+CANCEL_PROJECTORS = """
+SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'chronicle-projector'
+"""
+
+
+async def test_what_a_cancelled_statement_held_for_the_order_of_projections_is_given_back(
+    worker: Worker, database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    [batch_id] = await receive(database_url, [event("a")])
+    db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute'")
+    with db.transaction(), ThreadPoolExecutor() as executor:
+        db.execute("SELECT pg_advisory_xact_lock(%s)", [batch_id.int >> 64])
+        step = executor.submit(worker.run_once)
+        until_blocked(database_url, "projector")
+        with psycopg.connect(database_url, autocommit=True) as canceller:
+            canceller.execute(CANCEL_PROJECTORS)
+        assert not step.result()
+    assert db.execute("SELECT mode FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1").fetchall() == []
+    run_until_idle(worker, db)
+
+
+async def test_a_batch_whose_ticket_another_left_has_come_back(
+    worker: Worker,
+    client: redis.Redis,
+    database_url: str,
+    queue: str,
+    db: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("projector.worker.ABANDONED_MILLISECONDS", 1)
+    monkeypatch.setattr("projector.worker.SWEEP_SECONDS", 0)
+    db.execute("ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id <> 'a')")
+    broker.ensure_group(client)
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
+    eventually(lambda: worker.run_once() or left(client) == (0, 0))
+    assert db.execute("SELECT attempts FROM outbox").fetchall() == [(1,)]
+
+
+async def test_queued_facts_that_postgresql_refuses_are_left_to_the_workers(
+    database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    dispatcher = Dispatcher(database_url, queue)
+    batch_ids = await receive(database_url, [event("a")])
+    db.execute("ALTER TABLE stats ADD CONSTRAINT no CHECK (queued = 0)")
+    assert not await dispatcher.record_queued(batch_ids)
+    db.execute("ALTER TABLE stats DROP CONSTRAINT no")
+    assert await dispatcher.record_queued(batch_ids)
+    await dispatcher.close()
+
+
 async def test_a_batch_that_postgresql_refuses_does_not_hold_up_the_others(
     worker: Worker, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
@@ -611,7 +664,7 @@ async def test_a_batch_that_postgresql_refuses_does_not_hold_up_the_others(
     worker.run_once()
     await dispatch(database_url, queue, batch_ids)
     worker.run_once()
-    assert db.execute("SELECT batch_id, attempts FROM outbox").fetchall() == [(batch_ids[1], 1)]
+    assert db.execute("SELECT batch_id, attempts FROM outbox").fetchall() == [(batch_ids[1], 0)]
     run_until_idle(worker, db)
     assert db.execute("SELECT event_id FROM failed_events").fetchall() == [("poison",)]
     assert db.execute("SELECT event_id FROM processed_events ORDER BY 1").fetchall() == [("a",), ("b",), ("c",)]
