@@ -27,7 +27,8 @@ app = typer.Typer(
 )
 
 MOST = 8
-"""Processes of a service in one `chronicle up`: as many as the embedded PostgreSQL has connections for."""
+"""Processes of a service in one `chronicle up`: as many as the embedded PostgreSQL has connections for, with up to ten
+workers in each projector."""
 
 
 def _utf8(value: str | list[str] | None) -> str | list[str] | None:

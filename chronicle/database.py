@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -19,6 +20,9 @@ from chronicle.errors import ChronicleError, DatabaseAway, NotAllowed, NotDurabl
 
 STATEMENT_SECONDS = 20
 LOCK_SECONDS = 10
+GRACE_SECONDS = 5.0
+"""How much longer than a statement may take its answer is waited for."""
+
 WRITER_LOCKS, LANES = 0x43570001, 1024
 MIGRATION_LOCK = 0x43570000_00000000
 
@@ -75,6 +79,7 @@ SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchro
        ), current_setting('role')), false),
        set_config('DateStyle', 'ISO', false),
        set_config('TimeZone', 'UTC', false),
+       extract(epoch FROM current_setting('statement_timeout')::interval)::float8,
        pg_backend_pid()
 """
 """What follows the connection. `synchronous_commit` is pinned, never `off`: what the database, the user or a later
@@ -89,15 +94,60 @@ def _begin_session(service: str) -> tuple[str, dict[str, str]]:
     return BEGIN_SESSION, {"role": roles.SERVICES.get(service, "")}
 
 
-def connect(url: str, service: str, **session: str) -> psycopg.Connection[TupleRow]:
+class Connection(psycopg.Connection[TupleRow]):
+    """A session that is given up where PostgreSQL takes a statement and never answers.
+
+    The time-outs of PostgreSQL end what it works on or waits for. A backend that was stopped, and a proxy whose other
+    side is gone, keep a healthy connection and are silent.
+    """
+
+    patience: float | None = STATEMENT_SECONDS + GRACE_SECONDS
+    """Seconds for an answer; None: without end."""
+
+    def wait(self, *given: Any, **options: Any) -> Any:
+        """As psycopg's, with an end. Raises psycopg.OperationalError, and then the session is closed."""
+        try:
+            return super().wait(*given, **{"timeout": self.patience} | options)
+        except psycopg.OperationalError as error:
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            self.close()
+            raise psycopg.OperationalError(f"no answer to a statement for {self.patience} s") from error
+
+
+class AsyncConnection(psycopg.AsyncConnection[TupleRow]):
+    """The same for a service that runs in an event loop."""
+
+    patience: float | None = STATEMENT_SECONDS + GRACE_SECONDS
+
+    async def wait(self, *given: Any, **options: Any) -> Any:
+        """As psycopg's, with an end. Raises psycopg.OperationalError, and then the session is closed."""
+        try:
+            return await super().wait(*given, **{"timeout": self.patience} | options)
+        except psycopg.OperationalError as error:
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            await self.close()
+            raise psycopg.OperationalError(f"no answer to a statement for {self.patience} s") from error
+
+
+def _patience(begun: tuple[Any, ...] | None) -> float | None:
+    """A little more than the session gives a statement; takes the row of BEGIN_SESSION."""
+    seconds = begun[-2] if begun else 0
+    return seconds + GRACE_SECONDS if seconds else None
+
+
+def connect(url: str, service: str, **session: str) -> Connection:
     """One connection in autocommit mode for a service (its name shows in pg_stat_activity).
 
     `session` are further settings of the session. Raises DatabaseAway where PostgreSQL or a session cannot be had.
     """
     with ours():
-        connection = psycopg.connect(url, autocommit=True, **_options(service, url, **session))
+        connection = Connection.connect(url, autocommit=True, **_options(service, url, **session))
         try:
-            pooler.refuse(connection.info, connection.execute(*_begin_session(service)).fetchone())
+            begun = connection.execute(*_begin_session(service)).fetchone()
+            pooler.refuse(connection.info, begun)
+            connection.patience = _patience(begun)
         except BaseException:
             connection.close()
             raise
@@ -105,12 +155,14 @@ def connect(url: str, service: str, **session: str) -> psycopg.Connection[TupleR
     return connection
 
 
-async def connect_async(url: str, service: str) -> psycopg.AsyncConnection[TupleRow]:
+async def connect_async(url: str, service: str) -> AsyncConnection:
     """The same for a service that runs in an event loop."""
     with ours():
-        connection = await psycopg.AsyncConnection.connect(url, autocommit=True, **_options(service, url))
+        connection = await AsyncConnection.connect(url, autocommit=True, **_options(service, url))
         try:
-            pooler.refuse(connection.info, await (await connection.execute(*_begin_session(service))).fetchone())
+            begun = await (await connection.execute(*_begin_session(service))).fetchone()
+            pooler.refuse(connection.info, begun)
+            connection.patience = _patience(begun)
         except BaseException:
             await connection.close()
             raise

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -39,6 +39,10 @@ REQUEST_ID = "chronicle.request_id"
 
 ACCEPTS = 128
 """New clients taken at once; more would make those wait that are here."""
+
+NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+FULL_SECONDS = 0.5
+"""How long new clients wait where the process can open no more files: the loop would ask again without an end."""
 
 Endpoint = Callable[[Scope, Receive], Awaitable[bytes]]
 """Takes a request as ASGI has it, gives the JSON of its 200."""
@@ -256,7 +260,7 @@ class Server(uvicorn.Server):
         gc.freeze()
         gc.set_threshold(10_000)
         self._listener.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        self._listen()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Takes no more clients, and ends."""
@@ -265,14 +269,23 @@ class Server(uvicorn.Server):
         self._listener.close()
         await super().shutdown(sockets=[])
 
+    def _listen(self) -> None:
+        if not self._stopping.is_set():
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
     def _accept(self) -> None:
         loop = asyncio.get_running_loop()
-        with suppress(OSError):  # nobody is left, or somebody has left already
+        try:
             for _ in range(ACCEPTS):
                 client, _ = self._listener.accept()
                 arriving = loop.create_task(loop.connect_accepted_socket(self._connection, client))
                 self._arriving.add(arriving)
                 arriving.add_done_callback(self._arriving.discard)
+        except OSError as error:  # nobody is left, or somebody has left already
+            if error.errno in NO_FILES:
+                log.warning("new clients wait", error=str(error), connections=len(self.server_state.connections))
+                loop.remove_reader(self._listener)
+                loop.call_later(FULL_SECONDS, self._listen)
 
     def _connection(self) -> Connection:
         connection = Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)

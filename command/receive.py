@@ -11,12 +11,12 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int2, Int4
 
 from chronicle import arrays, database, logs
@@ -39,6 +39,7 @@ they bring is read; from then on it waits only while more come in each."""
 ANSWER_SECONDS = 10
 """A request that is not committed by then is answered 503; whether it was is then unknown to the client."""
 
+CANCEL_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 """How often it looks for such requests: a timer for each would cost a small one a thirtieth of what all of it does."""
 
@@ -46,6 +47,7 @@ PATIENCE_SECONDS = 5
 """How long a batch is tried again, and requests wait for a lost PostgreSQL, before they are answered 503."""
 
 NOT_IN_TIME = "PostgreSQL did not answer in time"
+UNKNOWN = "PostgreSQL was lost during a commit, and refuses to repeat it"
 NOT_STORABLE = "a value that PostgreSQL cannot store"
 
 OVERLOAD_SECONDS = 2
@@ -195,10 +197,12 @@ class Receiver:
                 current = current or await Writer.open(self._url)
                 await current.record_received(batch_id, events, parts, again=again)
             except psycopg.Error as error:
+                if again:  # an earlier try may have succeeded: not once more under other ids, and no refusal
+                    raise DatabaseAway(UNKNOWN) from error
                 return await self._commit_apart(current, requests, error)
             except ChronicleError as error:
                 if current:
-                    await current.close()
+                    await current.give_up()
                 current, again = None, True
                 if time.monotonic() > deadline or isinstance(error, SchemaBehind):
                     raise
@@ -281,7 +285,7 @@ rows of the first try yet. So it writes a message into the WAL, which nobody rea
 class Writer:
     """A connection that commits batches, and the lane of `stats` that is its own while it lasts."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[TupleRow], lane: int) -> None:
+    def __init__(self, connection: database.AsyncConnection, lane: int) -> None:
         self.connection = connection
         self.lane = lane
         self._record_received = Statement(connection, RECORD_RECEIVED)
@@ -290,6 +294,7 @@ class Writer:
     async def open(cls, url: str) -> Writer:
         """Raises DatabaseAway."""
         connection = await database.connect_async(url, "command")
+        connection.patience = ANSWER_SECONDS  # then nobody waits for it any more
         with database.ours():
             row = await (await connection.execute(*database.lane_query(1))).fetchone()
         if row is None:
@@ -301,6 +306,12 @@ class Writer:
         """Gives connection and lane back."""
         self._record_received.close()
         await self.connection.close()
+
+    async def give_up(self) -> None:
+        """Closes it, and ends what the session may still wait for: a synchronous standby, say."""
+        with suppress(psycopg.Error):
+            await self.connection.cancel_safe(timeout=CANCEL_SECONDS)
+        await self.close()
 
     async def record_received(
         self, batch_id: UUID, events: Events, requests: Sequence[tuple[str, int]] = (), *, again: bool = False

@@ -18,6 +18,8 @@ from psycopg.errors import error_from_result
 from psycopg.generators import send
 from psycopg.pq import ExecStatus
 
+from chronicle.database import AsyncConnection
+
 PARAMETER = re.compile(r"%\((\w+)\)s")
 NAME = b"chronicle"
 LOOK_SECONDS = 0.1
@@ -27,11 +29,13 @@ LOOK_SECONDS = 0.1
 class Statement:
     """One statement, with parameters as psycopg writes them, that gives no rows. One call at a time.
 
+    An answer that does not come within the `patience` of the connection is none.
+
     PostgreSQL infers the types of the parameters, so an int is given as what it is there (psycopg's Int2, Int4). Other
     statements may run on the connection in between.
     """
 
-    def __init__(self, connection: psycopg.AsyncConnection[Any], statement: str) -> None:
+    def __init__(self, connection: AsyncConnection, statement: str) -> None:
         self._connection, self._pgconn = connection, connection.pgconn
         self._socket = connection.pgconn.socket
         self._transformer = Transformer(connection)
@@ -42,6 +46,7 @@ class Statement:
         self._error: psycopg.Error | None = None
         self._answered: asyncio.Future[None] | None = None
         self._look_again: asyncio.TimerHandle | None = None
+        self._asked = 0.0
 
     async def execute(self, parameters: Mapping[str, Any]) -> None:
         """Runs it. Raises psycopg.Error."""
@@ -75,6 +80,7 @@ class Statement:
             await self._connection.wait(send(self._pgconn))
         self._watch(loop)
         self._look_again = loop.call_later(LOOK_SECONDS, self._look)
+        self._asked = loop.time()
         try:
             await self._answered
         finally:
@@ -94,8 +100,12 @@ class Statement:
         self._watched = True
 
     def _look(self) -> None:
-        self._look_again = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+        loop, patience = asyncio.get_running_loop(), self._connection.patience
+        self._look_again = loop.call_later(LOOK_SECONDS, self._look)
         self._read()
+        if self._answered and not self._answered.done() and patience and loop.time() - self._asked > patience:
+            self._error = psycopg.OperationalError(f"no answer to a statement for {patience} s")
+            self._end()
 
     def _read(self) -> None:
         """Takes what has come; after the last of an answer, or where the connection is lost, `_answer` goes on."""

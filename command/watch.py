@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 
 import psycopg
-from psycopg.rows import TupleRow
 
 from chronicle import database, history, logs
 from chronicle.errors import ChronicleError, DatabaseAway, NotDurable
@@ -59,10 +58,10 @@ class Watch:
 
     async def run(self) -> None:
         """Looks until cancelled."""
-        connection: psycopg.AsyncConnection[TupleRow] | None = None
+        connection: database.AsyncConnection | None = None
         while True:
             try:
-                connection = connection or await database.connect_async(self._url, "command")
+                connection = connection or await self._connect()
                 await self._look(connection)
                 self._problem = None
             except (ChronicleError, psycopg.Error) as error:
@@ -73,7 +72,12 @@ class Watch:
             self._seen = time.monotonic()
             await asyncio.sleep(INTERVAL_SECONDS)
 
-    async def _look(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    async def _connect(self) -> database.AsyncConnection:
+        connection = await database.connect_async(self._url, "command")
+        connection.patience = STALE_SECONDS
+        return connection
+
+    async def _look(self, connection: database.AsyncConnection) -> None:
         with database.ours():
             off = await (await connection.execute(database.DURABILITY)).fetchone()
             self._note_durability(off[0] if off else [])

@@ -23,8 +23,8 @@ MOST_FACTS = 10_000
 ROUND_SECONDS = 0.05
 """A round begins so long after the last one at the earliest: under load, one commit numbers many facts."""
 
-REST = 4
-"""And a round that takes long is followed by a pause of so many times that."""
+REST, MOST_REST_SECONDS = 4, 1.0
+"""And a round that takes long is followed by a pause of so many times that, or this."""
 
 SWEEP_SECONDS = 1.0
 """How often it looks for facts of processes that have ended, and of `chronicle failed retry`."""
@@ -54,7 +54,7 @@ class Sequencer:
             if self._try() == MOST_FACTS:
                 self._projected.set()
                 ended = False
-            self._stop.wait(max(ROUND_SECONDS, REST * (time.monotonic() - began)))
+            self._stop.wait(min(max(ROUND_SECONDS, REST * (time.monotonic() - began)), MOST_REST_SECONDS))
         self.close()
 
     def _try(self) -> int:

@@ -155,9 +155,9 @@ class Worker:
         self._most_tickets = outbox.fitting(batches) or self._most_tickets
         for group in outbox.grouped(batches):
             # Committed before the try, for one that ends this process counts; and just before it, for one that is not
-            # made because of what befell another does not.
+            # made because of what befell another does not. What came back and is held is left for now: others wait.
             counted = outbox.count_attempt(connection, returned.intersection(batch.batch_id for batch in group))
-            if free := [batch for batch in group if batch.batch_id in counted or batch.batch_id not in overdue]:
+            if free := [batch for batch in group if batch.batch_id in counted or batch.batch_id not in returned]:
                 done = self._project(connection, free, announced)
                 self._backlog |= done and bool(overdue)
                 busy |= done

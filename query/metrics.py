@@ -30,6 +30,8 @@ def of_database(seen: Look | None) -> Iterator[Metric]:
     yield _gauge("events_in_flight", "Events received, and not yet processed, dropped or failed.", seen.in_flight)
     yield _gauge("outbox_batches", "Batches in flight.", seen.batches)
     yield _gauge("outbox_oldest_age_seconds", "How long the oldest batch in flight has waited.", seen.oldest)
+    unsequenced = "How long the first projection without its place in the stream has waited."
+    yield _gauge("unsequenced_oldest_age_seconds", unsequenced, seen.unsequenced)
     yield _gauge("workers_alive", "Projector workers with a fresh heartbeat.", len(seen.alive()))
     yield _gauge("workers_silent", "Projector workers that no longer beat, and said no goodbye.", len(seen.silent()))
     ages = GaugeMetricFamily(

@@ -141,6 +141,12 @@ class Broker(BaseModel):
     pending: int | None = None
 
 
+class Unsequenced(BaseModel):
+    """What is projected and has no place in the stream yet."""
+
+    oldest_seconds: float
+
+
 class Checks(BaseModel):
     """What /ready?verbose looked at."""
 
@@ -149,6 +155,7 @@ class Checks(BaseModel):
     durability: dict[str, list[str]]
     broker: Broker
     backlog: Backlog
+    unsequenced: Unsequenced
     workers: list[Worker]
 
 

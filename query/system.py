@@ -33,6 +33,11 @@ LOOK = f"""
 SELECT received, processed, duplicates, conflicts, failed, received - processed - dropped - failed AS in_flight,
        (SELECT count(*) FROM (SELECT FROM outbox LIMIT {MOST_BATCHES}) AS waiting) AS batches,
        (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(received_at)), 0)::float8 FROM outbox) AS oldest,
+       coalesce((
+           SELECT extract(epoch FROM clock_timestamp() - f.recorded_at)
+           FROM (SELECT batch_id, attempt FROM unsequenced ORDER BY fact_id LIMIT 1) AS first
+           JOIN facts f ON f.batch_id = first.batch_id AND f.action = 'PROCESSED' AND f.attempt = first.attempt
+       ), 0)::float8 AS unsequenced,
        (SELECT coalesce(json_agg(said ORDER BY said.worker_id), '[]') FROM (
            SELECT worker_id, process, state, extract(epoch FROM clock_timestamp() - seen_at)::float8 AS heartbeat_age,
                   extract(epoch FROM clock_timestamp() - projected_at)::float8 AS projected_age
@@ -50,7 +55,11 @@ FROM (
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at the database saw; ages in seconds, by the clock of the database."""
+    """What one look at the database saw; ages in seconds, by the clock of the database.
+
+    `oldest` is that of the oldest batch in flight, `unsequenced` that of the first projection without its place in the
+    stream.
+    """
 
     received: int
     processed: int
@@ -60,6 +69,7 @@ class Look:
     in_flight: int
     batches: int
     oldest: float
+    unsequenced: float
     workers: list[dict[str, Any]]
 
     def alive(self) -> list[dict[str, Any]]:
@@ -114,6 +124,7 @@ def report(seen: Look, schema: str, off: Sequence[str], *, asks_broker: bool, st
         "durability": {"off": off},
         "broker": {"status": ("up" if stream else "away") if asks_broker else "not known"} | known,
         "backlog": {"batches": seen.batches, "events": seen.in_flight, "oldest_seconds": seen.oldest},
+        "unsequenced": {"oldest_seconds": seen.unsequenced},
         "workers": seen.workers,
     }
     return {"status": "degraded" if found else "ready", "problems": found, "checks": checks}
@@ -125,6 +136,10 @@ def problems(seen: Look, *, broker_is_away: bool) -> list[str]:
     if seen.oldest > LATE_SECONDS:
         found.append(
             f"the oldest of {seen.batches} batches in flight has waited for {seen.oldest:.0f} s: projecting lags behind"
+        )
+    if seen.unsequenced > LATE_SECONDS:
+        found.append(
+            f"a projection has waited for {seen.unsequenced:.0f} s for its place in the stream: subscribers wait"
         )
     if not seen.alive():
         found.append("no projector worker is alive")

@@ -94,9 +94,10 @@ def unwritten_pages(path: Path, beyond: int = 0) -> int | None:
 
 def family(pid: int) -> list[int]:
     """A process and its children; the process first, so that it makes no more of them once it is stopped."""
-    command = ["ps", "-o", "pid=", "--ppid", str(pid)]
-    listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return [pid, *map(int, listing.split())]
+    command = ["ps", "-A", "-o", "ppid=", "-o", "pid="]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in listing.splitlines()]
+    return [pid, *(int(child) for parent, child in pairs if int(parent) == pid)]
 
 
 def own_environment(**more: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
@@ -19,7 +20,7 @@ import httpx2
 import psycopg
 import pytest
 from scrape import scrape
-from servers import Stack, eventually
+from servers import Stack, eventually, free_port
 
 EVENTS = 1000
 SECONDS = 5
@@ -159,3 +160,38 @@ def test_a_late_service_refuses_what_comes_on_top_of_many_requests(crowded: Stac
     seen = scrape(f"{crowded.url}/metrics")
     assert seen.value("chronicle_http_requests_total", route="/publish", status="503") == 1
     assert seen.value("chronicle_received_events_total") == MANY
+
+
+FILES, CLIENTS = 260, 400
+
+
+def test_more_clients_than_there_may_be_open_files_wait_and_cost_next_to_nothing(stack: Stack, tmp_path: Path) -> None:
+    port, output = free_port(), tmp_path / "log"
+    query = [sys.executable, "-m", "chronicle", "query", "--port", str(port)]
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            ["sh", "-c", f'ulimit -n {FILES} && exec "$@"', "sh", *query], env=stack.environment, stderr=log
+        )
+    try:
+        eventually(lambda: _answers(port), timeout=30)
+        with ExitStack() as clients:
+            for _ in range(CLIENTS):
+                clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+            looks = eventually(lambda: _looks(output, at_least=3))
+        assert looks < 20  # or it asked all the time whether there is room
+        eventually(lambda: _answers(port), timeout=30)
+    finally:
+        process.terminate()
+        process.wait(timeout=15)
+
+
+def _looks(output: Path, at_least: int) -> int:
+    found = output.read_text().count("new clients wait")
+    return found if found >= at_least else 0
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+    except httpx2.TransportError:
+        return False

@@ -187,6 +187,7 @@ def test_a_ready_system_says_what_it_has_looked_at(stack: Stack, api: Api) -> No
     assert checks["durability"] == {"off": []}
     assert checks["broker"]["status"] == "up"
     assert checks["backlog"] == {"batches": 0, "events": 0, "oldest_seconds": 0}
+    assert 0 <= checks["unsequenced"]["oldest_seconds"] < 5
     assert [worker["worker_id"] for worker in checks["workers"]] == [0, 1, 2, 3]
     assert {worker["process"].partition(":")[2] for worker in checks["workers"]} == {str(stack.pids()["projector"])}
     assert api.get("/ready") == {"status": "ready"}

@@ -156,9 +156,12 @@ async def test_subscribers_get_what_comes_after_postgresql_refused_to_answer(
     monkeypatch.setattr(feed.Feed, "_look", noted)
     with serving(database_url) as port, Subscriber(port) as subscriber:
         subscriber.block()
-        db.execute("ALTER TABLE stream RENAME COLUMN sequence TO absent")
+        db.execute("ALTER TABLE stream RENAME TO hidden")
+        db.execute("CREATE VIEW stream AS SELECT 1 / 0 AS sequence")
+        db.execute("GRANT SELECT ON stream TO chronicle_query")
         eventually(lambda: len(refused) >= 2)
-        db.execute("ALTER TABLE stream RENAME COLUMN absent TO sequence")
+        db.execute("DROP VIEW stream")
+        db.execute("ALTER TABLE hidden RENAME TO stream")
         await store(database_url, event("a"))
         assert subscriber.event_id() == "a"
 

@@ -285,6 +285,22 @@ async def test_the_sequencer_finds_facts_that_nobody_woke_it_for(
     assert not thread.is_alive()
 
 
+async def test_a_round_that_took_long_is_followed_by_a_pause_that_has_an_end(
+    database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projector.sequencer.REST", 10**6)
+    stop, projected = threading.Event(), threading.Event()
+    thread = threading.Thread(target=Sequencer(database_url, stop, projected).run)
+    thread.start()
+    for count, name in enumerate(("a", "b"), start=1):
+        project(db, await receive(database_url, [event(name)]), 0)
+        projected.set()
+        eventually(lambda count=count: database.value(db, "SELECT count(*) FROM stream") == count)
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
 async def test_the_sequencer_waits_for_postgresql_and_says_so_once(
     database_url: str, db: psycopg.Connection[Any]
 ) -> None:

@@ -100,6 +100,10 @@ WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE da
 """
 
 
+HOLD_ITS_PLACE = "SELECT pg_advisory_xact_lock(%s)"
+"""A worker that projects the batch with this key waits where it would announce it."""
+
+
 def run_until_idle(worker: Worker, db: psycopg.Connection[Any]) -> None:
     def idle() -> bool:
         worker.run_once()
@@ -170,10 +174,11 @@ async def test_a_ticket_is_acknowledged_after_the_commit(
     worker: Worker, client: redis.Redis, database_url: str, queue: str, db: psycopg.Connection[Any]
 ) -> None:
     worker.run_once()
-    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    [batch_id] = await receive(database_url, [event("a")])
+    await dispatch(database_url, queue, [batch_id])
     thread = threading.Thread(target=worker.run_once)
     with db.transaction():
-        db.execute("SELECT FROM outbox FOR UPDATE")
+        db.execute(HOLD_ITS_PLACE, [batch_id.int >> 64])
         thread.start()
         until_blocked(database_url, "projector")
         assert left(client) == (1, 1)
@@ -474,7 +479,7 @@ async def test_in_quiet_times_what_was_published_first_wins(
     slow, free = (threading.Thread(target=workers(turn=turn).run_once) for _ in range(2))
     batch_ids = await receive(database_url, [event("a", source="first")], [event("a", source="second")])
     with db.transaction():
-        db.execute("SELECT FROM outbox WHERE batch_id = %s FOR UPDATE", batch_ids[:1])
+        db.execute(HOLD_ITS_PLACE, [batch_ids[0].int >> 64])
         for number, (thread, batch_id) in enumerate(zip((slow, free), batch_ids, strict=True)):
             await dispatch(database_url, queue, [batch_id])
             thread.start()
@@ -616,7 +621,7 @@ async def test_what_a_cancelled_statement_held_for_the_order_of_projections_is_g
     [batch_id] = await receive(database_url, [event("a")])
     db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute'")
     with db.transaction(), ThreadPoolExecutor() as executor:
-        db.execute("SELECT pg_advisory_xact_lock(%s)", [batch_id.int >> 64])
+        db.execute(HOLD_ITS_PLACE, [batch_id.int >> 64])
         step = executor.submit(worker.run_once)
         until_blocked(database_url, "projector")
         with psycopg.connect(database_url, autocommit=True) as canceller:
@@ -624,6 +629,26 @@ async def test_what_a_cancelled_statement_held_for_the_order_of_projections_is_g
         assert not step.result()
     assert db.execute("SELECT mode FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1").fetchall() == []
     run_until_idle(worker, db)
+
+
+async def test_a_batch_that_somebody_holds_holds_up_others_no_longer_than_a_lock_is_waited_for(
+    database_url: str, queue: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(database.SESSION, "lock_timeout", "100ms")
+    monkeypatch.setattr(outbox, "OVERDUE_SECONDS", 0.02)
+    worker = Worker(database_url, queue, threading.Event())
+    worker.run_once()
+    held, other = await receive(database_url, [event("a")], [event("b")])
+    with psycopg.connect(database_url) as holder:
+        holder.execute("SELECT FROM outbox WHERE batch_id = %s FOR UPDATE", [held])
+        await dispatch(database_url, queue, [held, other])
+        with pytest.raises(DatabaseAway, match="lock timeout"):
+            worker.run_once()
+        worker.reconnect()
+        worker.run_once()
+        assert db.execute("SELECT batch_id FROM outbox").fetchall() == [(held,)]
+    run_until_idle(worker, db)
+    worker.close()
 
 
 async def test_a_batch_whose_ticket_another_left_has_come_back(
