@@ -47,8 +47,12 @@ def connect_async(url: str) -> redis.asyncio.Redis:
 
 
 def _check_options(pool: Any) -> None:
-    """Makes a connection and does not open it: before that redis-py does not look at the options of a URL."""
+    """Makes a connection and does not open it: before that redis-py does not look at the options of a URL.
+
+    Nor does it catch what Python says of a host that no name can be (two dots, 64 characters between them).
+    """
     pool.connection_class(**pool.connection_kwargs)
+    str(pool.connection_kwargs.get("host", "")).encode("idna")
 
 
 @contextmanager

@@ -20,9 +20,12 @@ Client = TypeVar("Client", httpx2.Client, httpx2.AsyncClient)
 def address(base: str, path: str) -> httpx2.URL:
     """The URL of a path of the service at `base`. Raises ChronicleError where `base` is no HTTP URL."""
     try:
-        url = httpx2.URL(base.strip().rstrip("/") + path)
+        given, url = httpx2.URL(base.strip()), httpx2.URL(base.strip().rstrip("/") + path)
+        url.host.encode("idna")
     except (httpx2.InvalidURL, UnicodeError) as error:
         raise ChronicleError(f"{base!r} is not a URL like http://localhost:8080: {error}") from None
+    if given.query or given.fragment:
+        raise ChronicleError(f"{base!r} is not a URL like http://localhost:8080: nothing may follow its path")
     if url.scheme not in ("http", "https") or not url.host:
         raise ChronicleError(f"{base!r} is not a URL like http://localhost:8080")
     if url.port is not None and not 0 < url.port < 65_536:

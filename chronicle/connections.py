@@ -147,8 +147,12 @@ class Connection(HttpToolsProtocol):
         self.cycle.transport = self  # type: ignore[assignment]
 
     def _is_plain(self) -> bool:
-        """Whether everybody on the way understands these headers alike (RFC 9112, 3.2 and 6.1)."""
+        """Whether everybody on the way understands these headers alike (RFC 9112, 3.2 and 6.1), we included."""
         names = [name for name, _ in self.headers]
+        if b"transfer-encoding" in names:
+            codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+            if codings != [b"chunked"]:
+                return False
         hosts = names.count(b"host")
         match self.parser.get_http_version():
             case "1.1":

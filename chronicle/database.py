@@ -53,8 +53,11 @@ Not by BEGIN_SESSION: a hot standby refuses even that one where SERIALIZABLE is 
 def readable(url: str, variable: str = "DATABASE_URL") -> str:
     """The URL as it is. Raises SettingsError where libpq cannot read it; whether anybody answers there is not asked."""
     try:
-        conninfo_to_dict(url)
-    except (psycopg.ProgrammingError, UnicodeEncodeError) as error:
+        hosts = conninfo_to_dict(url).get("host") or ""
+        for host in str(hosts).split(","):
+            if not host.startswith("/"):  # the folder of a socket
+                host.encode("idna")
+    except (psycopg.ProgrammingError, UnicodeError) as error:
         raise SettingsError(f"{variable} cannot be read: {_first_line(error)}") from None
     return url
 

@@ -145,7 +145,13 @@ def _swap(connection: psycopg.Connection[Any], since: Any) -> None:
 
 
 def reset(url: str, redis_url: str) -> None:
-    """Empties ledger, read models and queue; the services go on. Raises ChronicleError, as rebuild does."""
+    """Empties ledger, read models and queue; the services go on. Raises ChronicleError, as rebuild does.
+
+    Nothing is emptied where Redis cannot be used.
+    """
+    client = broker.connect(redis_url)
+    with broker.ours():
+        client.ping()
 
     def empty() -> None:
         connection.execute("ALTER TABLE facts DISABLE TRIGGER facts_no_truncate")
@@ -154,7 +160,6 @@ def reset(url: str, redis_url: str) -> None:
 
     with database.connect(url, "reset") as connection, database.ours(), _alone(connection):
         _exclusively(connection, empty)
-    client = broker.connect(redis_url)
     with broker.ours():
         client.delete(broker.STREAM)
     client.close()

@@ -10,7 +10,7 @@ from starlette.types import Receive
 from chronicle.errors import InvalidRequest, NotJson, Overloaded, TooLarge
 
 SMALL = 2**20
-"""Larger bodies together get half of the room, so that a few clients that send slowly do not shut out the others."""
+"""Larger bodies are refused once half of the room is taken, so that a few that come slowly shut out no others."""
 
 JSON = [b"application/json"]
 CHARSETS = (b"", b"utf-8", b"utf8", b"us-ascii")
@@ -61,7 +61,7 @@ class Bodies:
             if name == b"content-type":
                 kinds.append(value)
             elif name == b"content-length":
-                length = value
+                length = value.strip()
             elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
                 raise NotJson("content_encoding", ["header", "content-encoding"], "the body must not be encoded")
         if kinds and kinds != JSON:
@@ -75,7 +75,7 @@ class Bodies:
         if size > self._most_each:
             raise self._too_large()
         room = self._most_together if size <= SMALL else self._most_together // 2
-        if size < self._held > room:
+        if self._held > room and size < self._held:  # alone it may be larger
             raise Overloaded("too many bytes are being received: try again later")
 
     def _too_large(self) -> TooLarge:

@@ -62,7 +62,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
         last_event_id: parameters.LastEventId = None,
     ) -> Response:
         """Processed events as server-sent events, for as long as you listen; `Last-Event-ID` wins over `after`."""
-        return await feed.answer(request, topic, last_event_id or after)
+        return await feed.answer(request, topic, (last_event_id or "").strip() or after)
 
 
 class Feed:

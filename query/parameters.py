@@ -85,5 +85,9 @@ After = Annotated[
 ]
 LastEventId = Annotated[
     str | None,
-    Header(alias="last-event-id", pattern=f"^{_POSITION}$", description="what a browser sends when it resumes"),
+    Header(
+        alias="last-event-id",
+        pattern=f"^[ \t]*({_POSITION})?[ \t]*$",
+        description="what a browser sends when it resumes; empty: nothing",
+    ),
 ]

@@ -44,6 +44,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening = _bound(host, port)
         listening.listen(BACKLOG)
+    except UnicodeError as error:
+        raise StartError(f"cannot listen on {host}, port {port}: {error}") from None
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise StartError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None

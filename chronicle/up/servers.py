@@ -75,7 +75,7 @@ class Postgres:
     def _status(self) -> list[str]:
         """The lines of postmaster.pid: the first is the process, the eighth how far it is."""
         try:
-            return [line.strip() for line in (self.data / "postmaster.pid").read_text().splitlines()]
+            return [line.strip() for line in (self.data / "postmaster.pid").read_text(errors="replace").splitlines()]
         except OSError:
             return []
 

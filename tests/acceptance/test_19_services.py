@@ -159,6 +159,11 @@ NOT_UTF8 = os.fsdecode(b"\xff")
     [
         (["migrate"], "DATABASE_URL", "nonsense", "DATABASE_URL cannot be read"),
         (["command"], "DATABASE_URL", "nonsense", "DATABASE_URL cannot be read"),
+        (["verify"], "DATABASE_URL", "postgresql://a..b/x", "DATABASE_URL cannot be read"),
+        (["projector"], "REDIS_URL", f"redis://{'a' * 70}", "REDIS_URL cannot be read"),
+        (["query", "--host", "127.0.0..1"], "CHRONICLE_API_KEYS", "none", "cannot listen on 127.0.0..1"),
+        (["status"], "AGGREGATOR_URL", "http://a..b", "is not a URL like http://localhost:8080"),
+        (["tail"], "AGGREGATOR_URL", "http://a..b", "is not a URL like http://localhost:8080"),
         (["projector"], "REDIS_URL", "nonsense", "REDIS_URL cannot be read"),
         (["verify"], "DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "Connection refused"),
         (["rebuild"], "DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "Connection refused"),

@@ -99,6 +99,11 @@ def test_a_parameter_that_means_nothing_is_named(api: Api, query: dict[str, str]
     problem(api.raw("/events/stream", dict(query)), 422, loc)
 
 
+def test_an_empty_last_event_id_says_nothing(api: Api) -> None:
+    with api.http.stream("GET", "/events/stream", headers={"Last-Event-ID": ""}) as answer:
+        assert answer.status_code == 200
+
+
 def test_headers_and_numbers_of_topics_that_mean_nothing_are_named_too(api: Api) -> None:
     for value in ("x", "-1", "now", "9" * 17):
         answer = api.http.get("/events/stream", headers={"Last-Event-ID": value})

@@ -12,7 +12,7 @@ import pytest
 from given import event, receive
 
 from chronicle import broker, database, rebuild, verify
-from chronicle.errors import ChronicleError, SchemaBehind
+from chronicle.errors import BrokerAway, ChronicleError, SchemaBehind
 from chronicle.ledger import READ_MODELS
 from chronicle.replay import COLUMNS, LEDGER_SAYS
 from projector import failed
@@ -170,6 +170,14 @@ def test_the_next_rebuild_does_not_wait_for_the_end_of_the_last_ones_session(
             rebuild.rebuild(database_url)
         patched.undo()
         rebuild.rebuild(database_url)
+
+
+async def test_a_reset_without_redis_empties_nothing(database_url: str, db: psycopg.Connection[Any]) -> None:
+    await fill(database_url, db)
+    before = database.value(db, "SELECT count(*) FROM facts")
+    with pytest.raises(BrokerAway):
+        rebuild.reset(database_url, "redis://127.0.0.1:1")
+    assert database.value(db, "SELECT count(*) FROM facts") == before > 0
 
 
 async def test_a_reset_empties_everything_and_the_next_event_is_the_first(

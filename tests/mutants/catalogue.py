@@ -107,11 +107,12 @@ MUTANTS = (
     Mutant(
         "XACK before the commit",
         (
-            Edit(WORKER, "        self._acknowledge(list(tickets))\n", ""),
+            Edit(WORKER, "        self._acknowledge(list(tickets.named))\n", ""),
             Edit(
                 WORKER,
-                "            if len(tickets) >= self._most_tickets:\n",
-                "            self._acknowledge(list(tickets))\n            if len(tickets) >= self._most_tickets:\n",
+                "            if len(tickets.named) >= self._most_tickets:\n",
+                "            self._acknowledge(list(tickets.named))\n"
+                "            if len(tickets.named) >= self._most_tickets:\n",
             ),
         ),
         ("tests/integration/test_worker.py::test_a_ticket_is_acknowledged_after_the_commit",),

@@ -43,7 +43,9 @@ def test_an_empty_setting_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("connect", [broker.connect, broker.connect_async])
-@pytest.mark.parametrize("url", ["nonsense", "redis://h/0?db=x", "redis://h/0?foo=bar", "rediss://h?ssl_cert_reqs=x"])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "redis://h/0?db=x", "redis://h/0?foo=bar", "rediss://h?ssl_cert_reqs=x", "redis://a..b"]
+)
 def test_a_redis_url_that_no_connection_can_be_made_of_is_refused_before_one_is_opened(
     url: str, connect: Callable[[str], object]
 ) -> None:

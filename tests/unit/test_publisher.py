@@ -250,6 +250,8 @@ def test_reasons_stay_few_however_many_there_are() -> None:
         "http://localhost:99999",
         "http://localhost:x",
         "http://a..b",
+        "http://localhost:8080#here",
+        "http://localhost:8080/?a=b",
     ],
 )
 async def test_a_wrong_url_is_one_line(url: str) -> None:
