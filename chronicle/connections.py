@@ -68,6 +68,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._running: RequestResponseCycle | None = None
         self._unwritten: list[bytes | bytearray | memoryview] = []
+        self._large: bytes | bytearray | memoryview | None = None
         self._in_body = self._ended = self._asked = False
         self._head_bytes = self._unread_bytes = self._unsent_bytes = 0
         self._began = self._moved = self._sent = self._wrote = self.loop.time()
@@ -77,7 +78,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, or was cut."""
-        self._unwritten = []
+        self._unwritten, self._large = [], None
         self._looking.cancel()
         super().connection_lost(exc)
 
@@ -236,6 +237,7 @@ class Connection(HttpToolsProtocol):
         self._unwritten.append(data)
         if len(data) > LARGE_ANSWER:
             self._flush()
+            self._large = data
             self._make_room()
 
     def _flush(self) -> None:
@@ -245,12 +247,11 @@ class Connection(HttpToolsProtocol):
         self._unwritten = []
 
     def _make_room(self) -> None:
-        readers = [each for each in self.connections if isinstance(each, Connection)]
-        held = sum(each.transport.get_write_buffer_size() for each in readers)
-        for slowest in sorted(readers, key=lambda each: each._wrote) if held > MAX_UNSENT_BYTES else ():
-            if held > MAX_UNSENT_BYTES and (unsent := slowest.transport.get_write_buffer_size()):
-                held -= unsent
-                slowest.transport.abort()
+        connections = [each for each in self.connections if isinstance(each, Connection)]
+        readers = [each for each in connections if each.transport.get_write_buffer_size()]
+        readers.sort(key=lambda each: each._wrote, reverse=True)
+        while _held(readers) > MAX_UNSENT_BYTES:
+            readers.pop().transport.abort()
 
     def is_closing(self) -> bool:
         """Whether nothing more can be sent."""
@@ -279,6 +280,8 @@ class Connection(HttpToolsProtocol):
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent != self._unsent_bytes:
             self._unsent_bytes, self._sent = unsent, now
+        if unsent == 0:
+            self._large = None
         if now - self._sent > SILENT_SECONDS or (unsent and now - self._wrote > ANSWER_SECONDS):
             self.transport.abort()
         self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
@@ -295,6 +298,15 @@ class Connection(HttpToolsProtocol):
                 )
         elif self._in_body and (now - self._began > BODY_SECONDS or self._unread_bytes > MAX_UNREAD_BYTES):
             self.transport.close()
+
+
+def _held(readers: Iterable[Connection]) -> int:
+    """How many bytes wait for these readers; those of an answer that several of them get, once."""
+    unread: dict[int, int] = {}
+    for each in readers:
+        answer = id(each if each._large is None else each._large)
+        unread[answer] = max(each.transport.get_write_buffer_size(), unread.get(answer, 0))
+    return sum(unread.values())
 
 
 @functools.cache

@@ -85,8 +85,13 @@ function options(place, latest, names, setTip) {
     legend: { show: false },
     cursor: { y: false, drag: { x: false, y: false } },
     scales: {
-      x: { range: () => [Date.now() / 1000 - latest.current.minutes * 60, Date.now() / 1000] },
-      y: { range: () => [0, 1.08 * Math.max(1, ...latest.current.data[1])] },
+      x: {
+        range: () => {
+          const end = latest.current.data[0].at(-1) ?? Date.now() / 1000; // by the clock of the server
+          return [end - latest.current.minutes * 60, end];
+        },
+      },
+      y: { range: () => [0, 1.08 * Math.max(1, ...latest.current.data.slice(1).flat())] },
     },
     axes: [
       { ...axis, size: 28, values: (_, moments) => moments.map((moment) => time(moment * 1000).slice(0, 5)), space: 64 },

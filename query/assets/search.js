@@ -19,13 +19,14 @@ export function Search({ text, search }) {
   `;
 }
 
-/** The topics that have an event of this id: what is stored, then what the audit trail knows. */
+/** The topics that have an event of this id: what is stored, then what the audit trail knows; `more`: not all of both. */
 async function find(id) {
   const query = `event_id=${encodeURIComponent(id)}`;
   const [stored, trail] = await Promise.all(
-    [`/events?limit=100&${query}`, `/audit?limit=100&${query}`].map((path) => ask(path).then((answer) => answer.json())),
+    [`/events?limit=100&${query}`, `/audit?limit=1000&${query}`].map((path) => ask(path).then((answer) => answer.json())),
   );
-  return [...new Set([...stored.events, ...trail.audit_logs].map((each) => each.topic))];
+  const topics = [...new Set([...stored.events, ...trail.audit_logs].map((each) => each.topic))];
+  return { topics, more: stored.next_cursor !== null || trail.next_cursor !== null };
 }
 
 export function Found({ id, open, clear }) {
@@ -34,10 +35,10 @@ export function Found({ id, open, clear }) {
     let left = false;
     setAnswer(null);
     find(id)
-      .then((topics) => {
+      .then((found) => {
         if (left) return;
-        setAnswer({ topics });
-        if (topics.length === 1) open(topics[0], id);
+        setAnswer(found);
+        if (found.topics.length === 1 && !found.more) open(found.topics[0], id);
       })
       .catch((error) => left || setAnswer({ error: error.message }));
     return () => (left = true);
@@ -59,6 +60,7 @@ export function Found({ id, open, clear }) {
           </li>`,
         )}
       </ul>`}
+      ${answer?.more && "There are more records of it than were looked at, perhaps in more topics."}
     </div>
   `;
 }

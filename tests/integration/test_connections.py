@@ -99,6 +99,18 @@ def test_the_slowest_reader_makes_room_for_the_others(port: int, monkeypatch: py
     assert whole[0] is False
 
 
+def test_an_answer_that_many_get_takes_the_room_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_UNSENT_BYTES", 3 * SIZE)
+    shared = b"x" * SIZE
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(shared)(scope, receive, send)
+
+    with serving(app) as (_, port), ExitStack() as held:
+        waiting = [held.enter_context(asked(port)) for _ in range(6)]
+        assert all(read(connection, SIZE) >= SIZE for connection in waiting)
+
+
 def test_clients_that_came_while_the_server_was_busy_are_all_taken_at_once() -> None:
     """One after the other, each would wait for what those before it ask."""
     busy, go_on = threading.Event(), threading.Event()

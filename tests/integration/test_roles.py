@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,9 +155,9 @@ async def test_all_three_services_work_with_nothing_but_their_roles(login: dict[
     worker = Worker(login["projector"], queue, threading.Event(), keeps_history=True)
     eventually(worker.run_once)
     async with database.read_pool(login["query"], "query", 2) as pool, pool.connection() as connection:
-        books = await stats.totals(connection, 0)
+        books = json.loads(await stats.totals(connection, 0))
         assert (books["unique_processed"], books["duplicated_dropped"], books["in_flight"]) == (2, 2, 0)
-        assert (await stats.summary(connection))["total_queued"] == 4
+        assert json.loads(await stats.summary(connection))["total_queued"] == 4
         filters = dict.fromkeys(("topic", "source", "event_id", "from", "to", "action"))
         assert b'"count":2' in (await events.page(connection, filters, 10, None)).replace(b" ", b"")
         assert b"PROCESSED" in await audit.page(connection, filters, 10, None)
