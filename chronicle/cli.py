@@ -100,11 +100,11 @@ def _share_of_cores(cores: int) -> int:
 @app.command()
 def migrate() -> None:
     """Bring the database schema to what this version needs. Safe to run several times, and at once."""
-    from chronicle import database  # noqa: PLC0415
+    from chronicle import schema  # noqa: PLC0415
 
     logs.configure("migrate")
-    database.migrate(_database(Settings.load()))
-    typer.echo(f"the schema is at {database.head()}")
+    schema.migrate(_database(Settings.load()))
+    typer.echo(f"the schema is at {schema.head()}")
 
 
 @app.command()

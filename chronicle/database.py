@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -24,7 +22,6 @@ GRACE_SECONDS = 5.0
 """How much longer than a statement may take its answer is waited for."""
 
 WRITER_LOCKS, LANES = 0x43570001, 1024
-MIGRATION_LOCK = 0x43570000_00000000
 
 CONNECTION: dict[str, Any] = {
     "client_encoding": "UTF8",
@@ -58,7 +55,7 @@ def readable(url: str, variable: str = "DATABASE_URL") -> str:
             if not host.startswith("/"):  # the folder of a socket
                 host.encode("idna")
     except (psycopg.ProgrammingError, UnicodeError) as error:
-        raise SettingsError(f"{variable} cannot be read: {_first_line(error)}") from None
+        raise SettingsError(f"{variable} cannot be read: {first_line(error)}") from None
     return url
 
 
@@ -217,11 +214,11 @@ def ours() -> Iterator[None]:
     except BEYOND_LIMITS:
         raise
     except (*LOST, psycopg.InterfaceError, pg.ReadOnlySqlTransaction) as error:
-        raise DatabaseAway(f"PostgreSQL cannot be used: {_first_line(error)}") from error
+        raise DatabaseAway(f"PostgreSQL cannot be used: {first_line(error)}") from error
     except (pg.UndefinedTable, pg.UndefinedColumn):
         raise SchemaBehind from None
     except pg.InsufficientPrivilege as error:
-        raise NotAllowed(f"{_first_line(error)}: run `chronicle migrate` as the owner of the tables") from error
+        raise NotAllowed(f"{first_line(error)}: run `chronicle migrate` as the owner of the tables") from error
 
 
 NOT_ABOUT_DATA = ("0A", "25", "42", "XX")
@@ -240,12 +237,13 @@ def as_ours(error: ChronicleError | psycopg.Error) -> ChronicleError:
     """The error, or what a client is told of one that `ours` lets through: PostgreSQL refuses what it is asked."""
     if isinstance(error, ChronicleError):
         return error
-    refused = DatabaseAway(f"PostgreSQL refuses: {_first_line(error)}")
+    refused = DatabaseAway(f"PostgreSQL refuses: {first_line(error)}")
     refused.__cause__ = error
     return refused
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, or is."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -269,92 +267,6 @@ def lane_query(first: int) -> tuple[str, dict[str, int]]:
     `first` keeps apart the numbers of workers (0) and of command processes (1).
     """
     return TAKE_LANE, {"lanes": LANES, "space": WRITER_LOCKS + first}
-
-
-def scripts() -> Path:
-    """Where the migrations are: beside the packages in a checkout, inside this one when installed."""
-    installed = Path(__file__).parent / "alembic"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "alembic"
-
-
-@functools.cache
-def head() -> str:
-    """The schema version that this code needs: the number that the newest migration's file begins with.
-
-    Not asked of Alembic, which takes half a second and 20 MB to import, in vain where there is nothing to migrate.
-    """
-    return max(script.name.partition("_")[0] for script in (scripts() / "versions").glob("[0-9]*_*.py"))
-
-
-def migrate(url: str) -> None:
-    """Brings the schema to `head`; safe when several run at once (they take turns). Raises ChronicleError."""
-    options = _options("migrate", url, statement_timeout="0", lock_timeout="0")
-    try:
-        with psycopg.connect(url, autocommit=True, **options) as connection:
-            pooler.refuse(connection.info, connection.execute(*_begin_session("migrate")).fetchone())
-            _check_encoding(connection.info)
-            connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
-            found = _version(connection)
-            if found and found > head():
-                check_schema([found])
-            if found != head():
-                _upgrade(connection)
-            with connection.transaction():
-                roles.grant(connection)
-                roles.warn_of_missing(connection)
-    except psycopg.Error as error:
-        raise DatabaseAway(f"cannot migrate: {_first_line(error)}") from error
-
-
-def _check_encoding(told: psycopg.ConnectionInfo) -> None:
-    """Raises ChronicleError where the database cannot hold every character."""
-    encoding = told.parameter_status("server_encoding")
-    if encoding != "UTF8":
-        raise ChronicleError(f"cannot migrate: the database is in {encoding}, make one with ENCODING 'UTF8'")
-
-
-SCHEMA_VERSION = "SELECT version_num FROM alembic_version"
-
-
-def _version(connection: psycopg.Connection[Any]) -> Any:
-    try:
-        return value(connection, SCHEMA_VERSION)
-    except pg.UndefinedTable:
-        return None
-
-
-def _upgrade(connection: psycopg.Connection[Any]) -> None:
-    """Runs the migrations that are missing, in the session that holds the lock."""
-    import sqlalchemy  # noqa: PLC0415
-
-    from alembic import command, config  # noqa: PLC0415
-
-    alembic = config.Config()
-    alembic.set_main_option("script_location", str(scripts()).replace("%", "%%"))
-    engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=lambda: connection, poolclass=sqlalchemy.StaticPool
-    )
-    connection.autocommit = False
-    try:
-        with engine.connect() as session:
-            alembic.attributes["connection"] = session
-            command.upgrade(alembic, "head")
-    except sqlalchemy.exc.DBAPIError as error:
-        raise DatabaseAway(f"cannot migrate: {_first_line(error.orig or error)}") from error
-    connection.autocommit = True
-
-
-def check_schema(version: Sequence[Any] | None) -> None:
-    """Takes the row of SCHEMA_VERSION; raises SchemaBehind where it is not the one that this code needs."""
-    found = version[0] if version else "none"
-    if found != head():
-        way = "run a newer ChronicleWeaver" if version and found > head() else "run `chronicle migrate`"
-        raise SchemaBehind(f"the schema is at {found}, this version needs {head()}: {way}")
-
-
-def require_schema(connection: psycopg.Connection[Any]) -> None:
-    """Raises SchemaBehind where the database has another version's schema."""
-    check_schema(connection.execute(SCHEMA_VERSION).fetchone())
 
 
 DURABILITY = """

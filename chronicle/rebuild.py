@@ -11,7 +11,7 @@ import tenacity
 from psycopg import errors as pg
 from sqlalchemy import MetaData, create_mock_engine
 
-from chronicle import broker, database, roles, tables
+from chronicle import broker, database, roles, schema, tables
 from chronicle.errors import ChronicleError
 from chronicle.ledger import READ_MODELS
 from chronicle.replay import COLUMNS, LEDGER_SAYS
@@ -85,7 +85,7 @@ def _alone(connection: psycopg.Connection[Any]) -> Iterator[None]:
     PostgreSQL ends a session some time after it was closed, and its lock with it: for so long the next one would be
     refused.
     """
-    database.require_schema(connection)
+    schema.require(connection)
     if not database.value(connection, "SELECT pg_try_advisory_lock(%s)", [REBUILD_LOCK]):
         raise ChronicleError("a rebuild or a reset is running: try again once it has ended")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from chronicle import broker, database, screen
+from chronicle import broker, database, schema, screen
 from chronicle.errors import BrokerAway
 from chronicle.ledger import READ_MODELS
 from chronicle.replay import COLUMNS, LEDGER_SAYS
@@ -227,9 +227,8 @@ def report(database_url: str, redis_url: str) -> bool:
     found = [*run(database_url), (6, "the queue names only batches in flight", _queue(database_url, redis_url))]
     table = screen.table("invariant", "holds", "what was checked", title="chronicle verify")
     for invariant, name, violations in found:
-        examples = "".join(f"\n  {screen.clean(str(text))}" for text in violations[:EXAMPLES])
-        more = f"\n  and {len(violations) - EXAMPLES} more" if len(violations) > EXAMPLES else ""
-        table.add_row(str(invariant), "no" if violations else "yes", name + examples + more)
+        examples = [f"\n  {screen.clean(text)}" for text in violations]
+        table.add_row(str(invariant), "no" if violations else "yes", "".join([name, *examples]))
     console = screen.console()
     console.print(table)
     broken = sum(bool(violations) for _, _, violations in found)
@@ -238,13 +237,25 @@ def report(database_url: str, redis_url: str) -> bool:
 
 
 def run(database_url: str) -> Iterator[tuple[int, str, list[str]]]:
-    """Each check of the database: its invariant's number, its name, and what violates it, all in one snapshot."""
+    """Each check of the database: its invariant's number, its name, and what violates it, all in one snapshot.
+
+    Of many violations some, and how many more there are: of a table that was lost they would take all memory.
+    """
     with database.connect(database_url, "verify", statement_timeout="0") as connection, database.ours():
-        database.require_schema(connection)
+        schema.require(connection)
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             for check in CHECKS:
-                yield check.invariant, check.name, [row[0] for row in connection.execute(check.violations)]
+                found = connection.execute(SOME.format(check.violations)).fetchall()
+                yield check.invariant, check.name, _some([text for text, _ in found], found[0][1] if found else 0)
+
+
+SOME = f"SELECT violation, count(*) OVER () FROM ({{}}) AS found(violation) LIMIT {EXAMPLES}"
+
+
+def _some(texts: list[str], count: int) -> list[str]:
+    examples = texts[:EXAMPLES]
+    return [*examples, f"and {count - EXAMPLES} more"] if count > EXAMPLES else examples
 
 
 def _queue(database_url: str, redis_url: str) -> list[str]:
@@ -256,4 +267,5 @@ def _queue(database_url: str, redis_url: str) -> list[str]:
         return [str(error)]
     with database.connect(database_url, "verify") as connection:
         flying = {str(row[0]) for row in connection.execute("SELECT batch_id FROM outbox")}
-    return [f"ticket {ticket}" for ticket, batch_id in tickets.items() if batch_id not in flying]
+    left = [f"ticket {ticket}" for ticket, batch_id in tickets.items() if batch_id not in flying]
+    return _some(left, len(left))

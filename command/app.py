@@ -48,7 +48,7 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
         while tasks:
             for task in tasks:
                 task.cancel()
-            # Again and again: wait_for of Python 3.11, which psycopg waits with, can lose a cancellation.
+            # Again and again: psycopg waits for the server to take a cancellation, until it is cancelled once more.
             tasks = (await asyncio.wait(tasks, timeout=1))[1]
         await dispatcher.close()
 

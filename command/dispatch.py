@@ -20,7 +20,7 @@ from chronicle.database import ours
 from chronicle.errors import BrokerAway, ChronicleError
 from chronicle.ledger import RECORD_QUEUED
 from command import metrics
-from command.receive import Writer
+from command.writer import Writer
 
 PAUSE_SECONDS = 1.0
 """After Redis failed, tickets are left out for so long; the outbox has them."""
@@ -31,9 +31,9 @@ ROUND_SECONDS = 0.025
 """Tickets are sent so long after the last ones at the earliest: small batches are then dispatched, and projected,
 together, for little more than one costs."""
 
-FOR_A_SECOND, FOR_A_THIRD, MANY_EVENTS = 64, 400, 1000
-"""Where so many events came in one round, or in two, there is another: each projection takes from the commits beside it
-what they need. But batches of many events wait for no others."""
+SECOND_ROUND_EVENTS, THIRD_ROUND_EVENTS, MANY_EVENTS = 64, 400, 1000
+"""Where so many events came in one round there is a second, and where so many came in two a third: each projection
+takes from the commits beside it what they need. But batches of MANY_EVENTS wait for no others."""
 
 QUEUED_SECONDS = 0.1
 """A batch whose ticket was sent between one and two of these ago gets its QUEUED fact, unless a worker was quicker."""
@@ -82,7 +82,7 @@ class Dispatcher:
                 if await self.send(tickets):
                     self._sent += tickets
             await self._many_come_by(began + ROUND_SECONDS)
-            for rounds, enough in enumerate((FOR_A_SECOND, FOR_A_THIRD), start=2):
+            for rounds, enough in enumerate((SECOND_ROUND_EVENTS, THIRD_ROUND_EVENTS), start=2):
                 if self._events < enough:
                     break
                 await self._many_come_by(began + rounds * ROUND_SECONDS)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import psycopg
 
-from chronicle import database, history, logs
+from chronicle import database, history, logs, schema
 from chronicle.errors import ChronicleError, DatabaseAway, NotDurable
 
 INTERVAL_SECONDS = 1.0
@@ -81,8 +81,8 @@ class Watch:
         with database.ours():
             off = await (await connection.execute(database.DURABILITY)).fetchone()
             self._note_durability(off[0] if off else [])
-            version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
-            database.check_schema(version)
+            version = await (await connection.execute(schema.VERSION)).fetchone()
+            schema.check(version)
             row = await (await connection.execute(IN_FLIGHT)).fetchone()
             if time.monotonic() - self._sampled >= history.SECONDS:
                 await connection.execute(history.SAMPLE)

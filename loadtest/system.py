@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from chronicle import database
+from chronicle import schema
 from chronicle.errors import ChronicleError
 from chronicle.up.children import stop
 from chronicle.up.servers import Postgres, start
@@ -46,7 +46,7 @@ def postgres() -> Iterator[str]:
         server = Postgres(home)
         try:
             start(server)
-            database.migrate(server.url)
+            schema.migrate(server.url)
             yield server.url
         finally:
             if server.process:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from chronicle import database, screen
+from chronicle import database, schema, screen
 from chronicle.errors import DatabaseAway
 from projector.order import announce
 from projector.projection import insert_apart, record_outcome
@@ -44,7 +44,7 @@ FORGET = "DELETE FROM failed_events WHERE batch_id = %(batch_id)s AND position =
 def show(url: str, topic: str | None, event_id: str | None) -> None:
     """Prints the failed events with this topic and event_id, each None where it does not count."""
     with database.connect(url, "failed") as connection, database.ours():
-        database.require_schema(connection)
+        schema.require(connection)
         rows = connection.execute(LIST, {"topic": topic, "event_id": event_id}).fetchall()
     table = screen.table("topic", "event_id", "batch_id", "position", "error")
     for row in rows:
@@ -63,7 +63,7 @@ def retry(url: str, topic: str | None, event_id: str | None) -> bool:
     tried = again = 0
     filters = {"topic": topic, "event_id": event_id}
     with database.connect(url, "failed") as connection, database.ours():
-        database.require_schema(connection)
+        schema.require(connection)
         worker_id = database.value(connection, *database.lane_query(0))
         if worker_id is None:
             raise DatabaseAway("no free worker_id: too many workers")

@@ -68,9 +68,9 @@ def forgive_attempt(connection: psycopg.Connection[Any], group: Iterable[Batch])
 def overdue(connection: psycopg.Connection[Any], at_hand: Collection[UUID]) -> list[UUID]:
     """Some of the batches that have waited too long: a random few of the oldest, so that workers spread.
 
-    Too long is OVERDUE_SECONDS, and so much longer than the batches `at_hand`, whose tickets have just come: of those
-    behind them the tickets are still to come. So is what was received at a time to come: a clock was wrong. No more
-    than one transaction takes.
+    Too long is OVERDUE_SECONDS longer than the oldest of `at_hand`, whose tickets have just come (for those behind them
+    the tickets are still on their way), or than now. A batch from the future is overdue as well: a clock was wrong.
+    Gives no more than one transaction takes.
     """
     with database.ours():
         oldest = connection.execute(

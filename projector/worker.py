@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -25,7 +25,7 @@ SWEEP_SECONDS = 2.0
 """How often a busy worker looks for overdue batches, and any worker for tickets that others left."""
 
 APART, NO_MORE = 3, 30
-"""A batch that came back so often is projected event by event, then no more: its events become FAILED."""
+"""A batch that came back so often is taken apart, then given up: its events become FAILED."""
 
 GIVEN_UP = "given up: {} attempts ended the session or took too long"
 
@@ -260,36 +260,43 @@ class Worker:
 
         True where nothing was refused.
         """
-        batch_id, attempts = group[0].batch_id, group[0].attempts
         try:
-            if attempts >= NO_MORE:
-                if abandon(connection, batch_id, self.worker_id, GIVEN_UP.format(attempts)):
-                    self._note_lag(group)
-                    log.error("batch given up", **self._about(connection, [batch_id]), attempts=attempts)
-            elif attempts >= APART:
-                errors = project_apart(connection, batch_id, self.worker_id, announced)
-                self._note_lag(group)
-                if errors:
-                    log.error("events failed", **self._about(connection, [batch_id]), events=len(errors))
-            else:
-                projected = set(project(connection, [batch.batch_id for batch in group], self.worker_id, announced))
-                self._note_lag(batch for batch in group if batch.batch_id in projected)
+            self._try(connection, group, announced)
+        except psycopg.Error as error:
+            self._refused(connection, group, error)
+        else:
             self._projected.set()
             return True
-        except psycopg.Error as error:
-            metrics.PROJECT_FAILURES.inc()
-            if isinstance(error, database.LOST) and not isinstance(error, (pg.QueryCanceled, *database.BEYOND_LIMITS)):
-                self._not_their_fault(connection, group)
-                raise DatabaseAway(str(error).strip()) from error
-            let_go(connection)
-            log.error(
-                "refused", **self._about(connection, [batch.batch_id for batch in group]), error=str(error).strip()
-            )
-            if attempts >= APART and not isinstance(error, pg.QueryCanceled):
-                self._not_their_fault(connection, group)  # no event is refused, but the outcome, or anything
-            for batch in group if len(group) > 1 else ():
-                self._project(connection, [batch], announced)
-            return False
+        for batch in group if len(group) > 1 else ():
+            self._project(connection, [batch], announced)
+        return False
+
+    def _try(self, connection: psycopg.Connection[Any], group: list[Batch], announced: Callable[[], None]) -> None:
+        """As a whole; one that came back repeatedly apart, or no more. Raises psycopg.Error."""
+        batch_id, attempts = group[0].batch_id, group[0].attempts
+        if attempts >= NO_MORE:
+            if abandon(connection, batch_id, self.worker_id, GIVEN_UP.format(attempts)):
+                self._note_lag(group)
+                log.error("batch given up", **self._about(connection, group), attempts=attempts)
+        elif attempts >= APART:
+            errors = project_apart(connection, batch_id, self.worker_id, announced)
+            self._note_lag(group)
+            if errors:
+                log.error("events failed", **self._about(connection, group), events=len(errors))
+        else:
+            projected = set(project(connection, [batch.batch_id for batch in group], self.worker_id, announced))
+            self._note_lag(batch for batch in group if batch.batch_id in projected)
+
+    def _refused(self, connection: psycopg.Connection[Any], group: list[Batch], error: psycopg.Error) -> None:
+        """Raises DatabaseAway where the session or the server is to blame."""
+        metrics.PROJECT_FAILURES.inc()
+        if isinstance(error, database.LOST) and not isinstance(error, (pg.QueryCanceled, *database.BEYOND_LIMITS)):
+            self._not_their_fault(connection, group)
+            raise DatabaseAway(str(error).strip()) from error
+        let_go(connection)
+        log.error("refused", **self._about(connection, group), error=str(error).strip())
+        if group[0].attempts >= APART and not isinstance(error, pg.QueryCanceled):
+            self._not_their_fault(connection, group)  # no event is refused, but the outcome, or anything
 
     def _note_lag(self, projected: Iterable[Batch]) -> None:
         self._heartbeat.projected()
@@ -297,10 +304,10 @@ class Worker:
         for batch in projected:
             metrics.LAG.observe(now - batch.received)
 
-    def _about(self, connection: psycopg.Connection[Any], batch_ids: Sequence[UUID]) -> dict[str, Any]:
+    def _about(self, connection: psycopg.Connection[Any], group: list[Batch]) -> dict[str, Any]:
         """What a line of the log says about batches: the first, and some of the requests that they are made of."""
-        requests = outbox.request_ids(connection, batch_ids)
-        return {"batch_id": str(batch_ids[0]), "request_ids": requests, "worker_id": self.worker_id}
+        requests = outbox.request_ids(connection, [batch.batch_id for batch in group])
+        return {"batch_id": str(group[0].batch_id), "request_ids": requests, "worker_id": self.worker_id}
 
     def _not_their_fault(self, connection: psycopg.Connection[Any], group: list[Batch]) -> None:
         """A lock that was not free, a full disk, a refused counter count for nothing; the end of the session does."""

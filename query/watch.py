@@ -9,7 +9,7 @@ import redis.asyncio
 from fastapi import FastAPI, Query
 from fastapi.responses import PlainTextResponse, Response
 
-from chronicle import database, openapi
+from chronicle import database, openapi, schema
 from chronicle import metrics as shared
 from chronicle.errors import ChronicleError
 from query import metrics, models, system
@@ -45,11 +45,11 @@ def add_routes(app: FastAPI, sessions: Sessions, client: redis.asyncio.Redis | N
         """Ready to answer, or a 503 that says what is missing."""
 
         async def look(connection: psycopg.AsyncConnection[Any]) -> Any:
-            version = await (await connection.execute(database.SCHEMA_VERSION)).fetchone()
+            version = await (await connection.execute(schema.VERSION)).fetchone()
             return version, await (await connection.execute(database.DURABILITY)).fetchone()
 
         version, off = await sessions.ask(look)
-        database.check_schema(version)
+        schema.check(version)
         if not allow_unsafe:
             database.check_durability(off[0])
         if verbose is None:

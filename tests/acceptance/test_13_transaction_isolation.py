@@ -55,6 +55,7 @@ def test_a_request_over_two_topics_is_counted_in_both_or_in_neither(api: Api) ->
             answers.append(api.summary()["by_topic"])
     for request in requests:
         request.result()
+    assert answers
     answers.append({left: api.settled(left, 50 * REQUESTS), right: api.settled(right, 50 * REQUESTS)})
     for by_topic in answers:
         assert by_topic.get(left) == by_topic.get(right)

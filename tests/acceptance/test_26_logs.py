@@ -13,7 +13,7 @@ from servers import Stack, eventually
 
 from chronicle.events import Events
 from chronicle.ledger import new_batch_id
-from command.receive import Writer
+from command.writer import Writer
 
 MARK = "marked-payload"
 

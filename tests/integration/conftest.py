@@ -13,7 +13,7 @@ import pytest
 import uvloop
 from given import Run, WayTo, new_database, other_database
 
-from chronicle import broker, database
+from chronicle import broker, database, schema
 from projector.worker import Worker
 from tests.chaos.proxy import Proxy
 
@@ -23,7 +23,7 @@ def template(postgres_url: str) -> str:
     """The name of a migrated database that nobody is connected to."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE migrated")
-    database.migrate(other_database(postgres_url, "migrated"))
+    schema.migrate(other_database(postgres_url, "migrated"))
     return "migrated"
 
 

@@ -15,7 +15,7 @@ from servers import eventually
 from chronicle import database
 from chronicle.events import Events, decode
 from chronicle.ledger import new_batch_id
-from command.receive import Writer
+from command.writer import Writer
 from tests.chaos.proxy import Proxy
 
 Run = Callable[[Coroutine[Any, Any, None]], None]

@@ -13,11 +13,11 @@ from servers import eventually, start_with, stop_server
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-from chronicle import database
+from chronicle import database, schema
 from chronicle.settings import Settings
 from chronicle.up.servers import Postgres, start
 from command.app import create_app as command_app
-from command.receive import Writer
+from command.writer import Writer
 from query.app import create_app as query_app
 
 SETTINGS = ("fsync", "full_page_writes", "synchronous_commit")
@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server = Postgres(tmp_path_factory.mktemp("durability"))
     try:
         start(server)
-        database.migrate(server.url)
+        schema.migrate(server.url)
         stop_server(server)
         start_with(server)
         yield server

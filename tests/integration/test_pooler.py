@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 from servers import ROOT, eventually, free_port, own_environment
 
-from chronicle import database
+from chronicle import database, schema
 from chronicle.errors import DatabaseAway
 from projector.worker import Worker
 
@@ -152,7 +152,7 @@ def test_migrating_refuses_it_too(pooled: str, database_url: str) -> None:
     through = f"{pooled}/{conninfo_to_dict(database_url)['dbname']}"
     eventually(lambda: "a pooler" in refusal(through, "command"))
     with pytest.raises(DatabaseAway, match="a pooler stands before PostgreSQL"):
-        database.migrate(through)
+        schema.migrate(through)
 
 
 def refusal(url: str, service: str) -> str:

@@ -21,7 +21,8 @@ from chronicle.events import Events
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
 from command.app import create_app
-from command.receive import BATCH_EVENTS, FEW_EVENTS, NOT_IN_TIME, OVERLOAD_SECONDS, SMOOTHED, Receiver, Writer
+from command.receive import BATCH_EVENTS, FEW_EVENTS, NOT_IN_TIME, OVERLOAD_SECONDS, SMOOTHED, Receiver
+from command.writer import Writer
 
 Publish = Callable[..., Awaitable[None]]
 

@@ -16,7 +16,8 @@ from chronicle import database, logs
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
 from command.app import create_app
-from command.receive import Receiver, Writer
+from command.receive import Receiver
+from command.writer import Writer
 from projector.worker import Worker
 
 POISON = "ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id NOT LIKE 'poison%') NOT VALID"

@@ -16,14 +16,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from servers import eventually
 from structlog.testing import capture_logs
 
-from chronicle import database, history, rebuild, roles, verify
+from chronicle import database, history, rebuild, roles, schema, verify
 from chronicle.errors import NotAllowed
 from chronicle.ledger import new_batch_id
 from chronicle.tables import metadata
 from chronicle.up.children import stop
 from chronicle.up.servers import Postgres, start
 from command.dispatch import Dispatcher
-from command.receive import Writer
+from command.writer import Writer
 from projector import failed
 from projector.projection import project_apart
 from projector.worker import Worker
@@ -200,7 +200,7 @@ def test_a_missing_privilege_is_one_clear_error_and_not_the_events_fault(
     with database.connect(database_url, "projector") as connection:
         with pytest.raises(NotAllowed, match=r"outbox: run `chronicle migrate`"), database.ours():
             connection.execute("DELETE FROM outbox")
-        database.migrate(database_url)
+        schema.migrate(database_url)
         connection.execute("DELETE FROM outbox")
 
 
@@ -283,7 +283,7 @@ def test_another_database_that_makes_the_roles_at_the_same_moment_is_no_obstacle
 
     def migrate() -> None:
         try:
-            database.migrate(url)
+            schema.migrate(url)
         except Exception as error:
             failures.append(error)
 
@@ -304,7 +304,7 @@ def test_a_user_who_may_make_roles_can_then_take_them_on(fresh_cluster: str) -> 
     make_user(fresh_cluster, "maker", "CREATEROLE")
     for name in ("first_of_two", "second_of_two"):
         url = make_database(fresh_cluster, name, "maker")
-        database.migrate(url)
+        schema.migrate(url)
         assert [role_of(url, service) for service in SERVICES] == list(roles.GRANTS)
 
 
@@ -313,7 +313,7 @@ async def test_a_user_who_may_not_make_roles_is_told_and_works_as_before(fresh_c
     make_user(fresh_cluster, "owner_only", "")
     url = make_database(fresh_cluster, "managed", "owner_only")
     with capture_logs() as logged:
-        database.migrate(url)
+        schema.migrate(url)
     [warning] = [entry for entry in logged if "missing_roles" in entry]
     assert warning["missing_roles"] == list(roles.GRANTS)
     assert role_of(url, "command") == "owner_only"
@@ -324,11 +324,11 @@ def test_roles_that_an_administrator_makes_later_are_granted_by_the_next_migrate
     drop_roles(fresh_cluster)
     make_user(fresh_cluster, "owner_only", "")
     url = make_database(fresh_cluster, "managed_later", "owner_only")
-    database.migrate(url)
+    schema.migrate(url)
     with psycopg.connect(fresh_cluster, autocommit=True) as connection:
         for role in roles.GRANTS:
             connection.execute(f"CREATE ROLE {role} NOLOGIN; GRANT {role} TO owner_only")
-    database.migrate(url)
+    schema.migrate(url)
     with database.connect(url, "query") as connection, database.ours():
         assert database.value(connection, "SELECT current_user::text") == "chronicle_query"
         assert database.value(connection, "SELECT count(*) FROM audit_log") == 0
@@ -337,4 +337,4 @@ def test_roles_that_an_administrator_makes_later_are_granted_by_the_next_migrate
 
 
 def test_a_login_of_a_service_may_find_the_schema_migrated(login: dict[str, str]) -> None:
-    database.migrate(login["command"])
+    schema.migrate(login["command"])

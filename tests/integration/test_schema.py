@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from given import event, receive
 from psycopg import errors as pg
 
-from chronicle import database, history, ledger, roles, tables
+from chronicle import database, history, ledger, roles, schema, tables
 from chronicle.errors import DatabaseAway, SchemaBehind
 from command import receive as receiving
 from command import watch
@@ -79,8 +79,8 @@ def test_migrations_and_metadata_make_the_same_schema(part: str, database_url: s
 
 def test_services_need_the_version_that_alembic_goes_to() -> None:
     config = Config()
-    config.set_main_option("script_location", str(database.scripts()))
-    assert ScriptDirectory.from_config(config).get_heads() == [database.head()]
+    config.set_main_option("script_location", str(schema.scripts()))
+    assert ScriptDirectory.from_config(config).get_heads() == [schema.head()]
 
 
 async def test_analyze_unfolds_none_of_the_batches(database_url: str, db: psycopg.Connection[Any]) -> None:
@@ -96,7 +96,7 @@ def test_several_migrate_at_once_and_each_succeeds(empty_url: str) -> None:
 
     def migrate() -> None:
         try:
-            database.migrate(empty_url)
+            schema.migrate(empty_url)
         except Exception as error:
             failures.append(error)
 
@@ -107,13 +107,11 @@ def test_several_migrate_at_once_and_each_succeeds(empty_url: str) -> None:
         thread.join()
     assert failures == []
     with database.connect(empty_url, "test") as connection:
-        database.check_schema(connection.execute(database.SCHEMA_VERSION).fetchone())
+        schema.check(connection.execute(schema.VERSION).fetchone())
 
 
 def test_alembic_is_loaded_only_where_there_is_something_to_migrate(empty_url: str) -> None:
-    program = (
-        "import sys; from chronicle import database; database.migrate(sys.argv[1]); print('alembic' in sys.modules)"
-    )
+    program = "import sys; from chronicle import schema; schema.migrate(sys.argv[1]); print('alembic' in sys.modules)"
     for loaded in ("True\n", "False\n"):
         command = [sys.executable, "-c", program, empty_url]
         assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == loaded
@@ -123,19 +121,19 @@ def test_alembic_is_loaded_only_where_there_is_something_to_migrate(empty_url: s
 def test_a_schema_of_another_version_is_named(db: psycopg.Connection[Any], version: str, way: str) -> None:
     db.execute("UPDATE alembic_version SET version_num = %s", [version])
     with pytest.raises(SchemaBehind, match=f"is at {version}, .*: {way}"):
-        database.check_schema(db.execute(database.SCHEMA_VERSION).fetchone())
+        schema.check(db.execute(schema.VERSION).fetchone())
 
 
 def test_a_newer_schema_is_left_as_it_is(database_url: str, db: psycopg.Connection[Any]) -> None:
     db.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(SchemaBehind, match="run a newer ChronicleWeaver"):
-        database.migrate(database_url)
-    assert database.value(db, database.SCHEMA_VERSION) == "9999"
+        schema.migrate(database_url)
+    assert database.value(db, schema.VERSION) == "9999"
 
 
 def test_a_database_that_is_not_there_is_one_clear_error() -> None:
     with pytest.raises(DatabaseAway, match="cannot migrate"):
-        database.migrate("postgresql://nobody@127.0.0.1:1/none")
+        schema.migrate("postgresql://nobody@127.0.0.1:1/none")
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from servers import eventually
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-from chronicle import database, rebuild, verify
+from chronicle import database, rebuild, schema, verify
 from chronicle.errors import ChronicleError, DatabaseAway
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
-from command.receive import Writer
+from command.writer import Writer
 from projector.worker import Worker
 from query.app import create_app
 from query.sessions import Sessions
@@ -69,7 +69,7 @@ def administered(empty_url: str) -> str:
         says("DATABASE", name, set_to, empty_url)
     with psycopg.connect(empty_url) as connection:
         connection.execute("CREATE SCHEMA app")
-    database.migrate(empty_url)
+    schema.migrate(empty_url)
     return empty_url
 
 
@@ -113,7 +113,7 @@ async def work_off(url: str, queue: str) -> None:
 async def test_a_schema_of_the_users_name_is_left_alone(empty_url: str, queue: str) -> None:
     with psycopg.connect(empty_url) as connection:
         connection.execute("CREATE SCHEMA chronicle")
-    database.migrate(empty_url)
+    schema.migrate(empty_url)
     await receive(empty_url, [event("a")])
     await work_off(empty_url, queue)
     assert tables(empty_url) == {"public"}
@@ -123,7 +123,7 @@ async def test_a_rebuild_with_another_search_path_makes_the_tables_that_the_serv
     with psycopg.connect(database_url) as connection:
         connection.execute("CREATE SCHEMA app")
     url = says("URL", "search_path", "app", database_url)
-    database.migrate(url)
+    schema.migrate(url)
     await receive(database_url, [event("a")])
     rebuild.rebuild(url)
     assert tables(database_url) == {"public"}
@@ -175,7 +175,7 @@ def test_a_database_in_another_encoding_is_not_migrated(encoding: str, postgres_
     made_as = f"template0 ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C'"
     for url in new_database(postgres_url, made_as):
         with pytest.raises(ChronicleError, match=f"cannot migrate: the database is in {encoding}"):
-            database.migrate(url)
+            schema.migrate(url)
         with TestClient(create_app(Settings(), url)) as client:
             assert client.get("/ready").status_code == 503
 

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from chronicle import broker, database, verify
 from chronicle.ledger import RECORD_QUEUED, new_batch_id
 from chronicle.rebuild import rebuild
-from command.receive import Writer
+from command.writer import Writer
 from projector import worker as projector
 from projector.projection import project
 

@@ -15,7 +15,7 @@ from given import LARGE_BLOCKS, LARGE_BYTES, blocks_read, columns, event, large,
 from chronicle import database
 from chronicle.errors import NotThere
 from chronicle.ledger import new_batch_id
-from command.receive import Writer
+from command.writer import Writer
 from projector import failed
 from projector.projection import project, project_apart
 from query import trail

@@ -21,7 +21,7 @@ from servers import eventually
 from chronicle import broker, database
 from chronicle.errors import DatabaseAway
 from chronicle.ledger import new_batch_id
-from command.dispatch import FOR_A_SECOND, FOR_A_THIRD, MANY_EVENTS, Dispatcher
+from command.dispatch import MANY_EVENTS, SECOND_ROUND_EVENTS, THIRD_ROUND_EVENTS, Dispatcher
 from projector import outbox
 from projector.projection import SESSION, project
 from projector.worker import APART, Worker
@@ -382,7 +382,9 @@ async def test_the_more_events_come_the_longer_they_wait_for_others(
 ) -> None:
     monkeypatch.setattr("command.dispatch.ROUND_SECONDS", 1)
     async with dispatching(database_url, queue) as dispatcher:
-        for tickets, events in enumerate((1, FOR_A_SECOND - 1, FOR_A_SECOND, FOR_A_THIRD), start=1):
+        for tickets, events in enumerate(
+            (1, SECOND_ROUND_EVENTS - 1, SECOND_ROUND_EVENTS, THIRD_ROUND_EVENTS), start=1
+        ):
             dispatcher.add(new_batch_id(), events)
             await asyncio.to_thread(eventually, lambda tickets=tickets: client.xlen(broker.STREAM) == tickets)
     sent = [int(ticket.partition("-")[0]) for ticket, _ in client.xrange(broker.STREAM)]

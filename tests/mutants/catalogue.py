@@ -24,7 +24,7 @@ class Mutant:
 
 
 BROKER, DATABASE, REBUILD = "chronicle/broker.py", "chronicle/database.py", "chronicle/rebuild.py"
-RECEIVE, PROJECTION = "command/receive.py", "projector/projection.py"
+RECEIVE, WRITER, PROJECTION = "command/receive.py", "command/writer.py", "projector/projection.py"
 WORKER, OUTBOX = "projector/worker.py", "projector/outbox.py"
 SEQUENCER = "projector/sequencer.py"
 
@@ -84,8 +84,8 @@ MUTANTS = (
     Mutant(
         "received events counted outside the transaction",
         (
-            Edit(RECEIVE, "(connection, RECORD_RECEIVED)", f"(connection, RECORD_RECEIVED{WITHOUT_COUNTERS})"),
-            Edit(RECEIVE, END_OF_RECORD_RECEIVED, END_OF_RECORD_RECEIVED + COUNT_RECEIVED),
+            Edit(WRITER, "(connection, RECORD_RECEIVED)", f"(connection, RECORD_RECEIVED{WITHOUT_COUNTERS})"),
+            Edit(WRITER, END_OF_RECORD_RECEIVED, END_OF_RECORD_RECEIVED + COUNT_RECEIVED),
         ),
         (
             "tests/integration/test_receive.py::test_nothing_is_recorded_before_it_is_counted",
