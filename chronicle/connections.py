@@ -19,6 +19,7 @@ import msgspec
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from chronicle import metrics
 from chronicle.errors import Problem
 
 HEAD_SECONDS = 15.0
@@ -225,6 +226,7 @@ class Connection(HttpToolsProtocol):
         self._flush()
         if not (running and running.response_started):
             self.transport.write(_error(status, Problem(type=kind, loc=[], msg=message)))
+            metrics.answered("other", "other", status, 0.0)
         self._linger()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

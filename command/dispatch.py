@@ -110,10 +110,14 @@ class Dispatcher:
         try:
             await self._send(batch_ids)
         except BrokerAway as error:
-            self._away_until = time.monotonic() + PAUSE_SECONDS
             metrics.DISPATCH_FAILURES.inc()
-            log.warning("tickets not sent", error=str(error), batches=len(batch_ids))
+            if not self._away_until:
+                log.warning("tickets not sent: workers take batches from the outbox", error=str(error))
+            self._away_until = time.monotonic() + PAUSE_SECONDS
             return False
+        if self._away_until:
+            log.info("tickets are sent again")
+            self._away_until = 0.0
         metrics.dispatched(len(batch_ids), time.monotonic() - began)
         return True
 

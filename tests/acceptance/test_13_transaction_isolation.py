@@ -36,6 +36,7 @@ def test_a_page_shows_whole_requests(api: Api) -> None:
             assert page["count"] == len(page["events"])
     for request in requests:
         request.result()
+    assert seen
     seen.append(ids(api.events(topic=topic, limit=10_000)["events"]))
     assert len(seen[-1]) == SIZE * 10
     for page_ids in seen:
@@ -66,13 +67,16 @@ def test_an_event_is_never_readable_without_its_audit_record(api: Api) -> None:
     topic = fresh()
     with ThreadPoolExecutor(2) as pool:
         requests = [pool.submit(api.publish, *series(topic, 20, prefix=f"{n}-")) for n in range(20)]
+        looks = 0
         while api.busy(requests):
+            looks += 1
             found = ids(api.events(topic=topic)["events"])
             actions = {(each["event_id"], each["action"]) for each in api.records(topic=topic)}
             for action in ("RECEIVED", "QUEUED", "PROCESSED"):
                 assert [event_id for event_id in found if (event_id, action) not in actions] == []
     for request in requests:
         request.result()
+    assert looks
     assert len(api.records(topic=topic)) == 3 * 400
 
 
@@ -89,6 +93,7 @@ def test_losers_and_winners_of_a_request_appear_together(api: Api) -> None:
             answers.append(api.counters(topic))
     for request in requests:
         request.result()
+    assert answers
     answers.append(api.settled(topic, SIZE + SIZE * 2 * (REQUESTS // 2)))
     for counters in answers:
         assert counters["processed"] - SIZE == counters["dropped"], counters

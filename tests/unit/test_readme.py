@@ -43,6 +43,13 @@ def test_every_option_in_the_readme_exists() -> None:
         assert set(re.findall(r"--[a-z-]+", rest)) <= options, command
 
 
+def test_every_option_is_in_the_readme() -> None:
+    every = [*COMMANDS.values(), *COMMANDS["failed"].commands.values()]  # type: ignore[attr-defined]
+    shown = [each for command in every if not command.hidden for each in command.params if not each.hidden]  # type: ignore[attr-defined]
+    options = {flag for each in shown for flag in each.opts if flag.startswith("--")}
+    assert [flag for flag in options if not re.search(rf"[` ]{flag}\b", README)] == []
+
+
 def test_make_targets_in_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)|`make (\w+)", README, re.MULTILINE):
