@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -20,6 +20,8 @@ STATEMENT_SECONDS = 20
 LOCK_SECONDS = 10
 GRACE_SECONDS = 5.0
 """How much longer than a statement may take its answer is waited for."""
+
+CANCEL_SECONDS = 1.0
 
 WRITER_LOCKS, LANES = 0x43570001, 1024
 
@@ -98,7 +100,8 @@ class Connection(psycopg.Connection[TupleRow]):
     """A session that is given up where PostgreSQL takes a statement and never answers.
 
     The time-outs of PostgreSQL end what it works on or waits for. A backend that was stopped, and a proxy whose other
-    side is gone, keep a healthy connection and are silent.
+    side is gone, keep a healthy connection and are silent. What has no time-out, as to wait for a synchronous standby,
+    is ended: such sessions would pile up.
     """
 
     patience: float | None = STATEMENT_SECONDS + GRACE_SECONDS
@@ -111,6 +114,8 @@ class Connection(psycopg.Connection[TupleRow]):
         except psycopg.OperationalError as error:
             if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
                 raise
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=CANCEL_SECONDS)
             self.close()
             raise psycopg.OperationalError(f"no answer to a statement for {self.patience} s") from error
 
@@ -127,8 +132,14 @@ class AsyncConnection(psycopg.AsyncConnection[TupleRow]):
         except psycopg.OperationalError as error:
             if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
                 raise
-            await self.close()
+            await self.give_up()
             raise psycopg.OperationalError(f"no answer to a statement for {self.patience} s") from error
+
+    async def give_up(self) -> None:
+        """Closes it, and ends what the session may still wait for: a synchronous standby, say."""
+        with suppress(psycopg.Error):
+            await self.cancel_safe(timeout=CANCEL_SECONDS)
+        await self.close()
 
 
 def _patience(begun: tuple[Any, ...] | None) -> float | None:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from uuid import UUID
 
-import psycopg
 from psycopg.types.numeric import Int2, Int4
 
 from chronicle import arrays, database
 from chronicle.errors import DatabaseAway
 from chronicle.events import Events
 from command.statement import Statement
-
-CANCEL_SECONDS = 1.0
 
 RECORD_RECEIVED = """
 WITH received AS (
@@ -72,10 +68,9 @@ class Writer:
         await self.connection.close()
 
     async def give_up(self) -> None:
-        """Closes it, and ends what the session may still wait for: a synchronous standby, say."""
-        with suppress(psycopg.Error):
-            await self.connection.cancel_safe(timeout=CANCEL_SECONDS)
-        await self.close()
+        """Closes it, and ends what the session may still wait for."""
+        self._record_received.close()
+        await self.connection.give_up()
 
     async def record_received(
         self, batch_id: UUID, events: Events, requests: Sequence[tuple[str, int]] = (), *, again: bool = False

@@ -105,6 +105,25 @@ async def test_a_worker_that_is_not_answered_takes_another_session(
     assert [name for _, name, violations in verify.run(database_url) if violations] == []
 
 
+def test_what_a_session_that_is_given_up_may_wait_for_is_ended(database_url: str, db: psycopg.Connection[Any]) -> None:
+    connection = database.connect(database_url, "sleeper")
+    connection.patience = 0.3
+    with pytest.raises(psycopg.OperationalError, match="no answer"):
+        connection.execute("SELECT pg_sleep(600)")
+    assert connection.closed
+    eventually(lambda: db.execute(BACKENDS, ["chronicle-sleeper"]).fetchall() == [])
+
+
+async def test_what_a_session_of_an_event_loop_may_wait_for_is_ended(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    connection = await database.connect_async(database_url, "sleeper")
+    connection.patience = 0.3
+    with pytest.raises(psycopg.OperationalError, match="no answer"):
+        await connection.execute("SELECT pg_sleep(600)")
+    eventually(lambda: db.execute(BACKENDS, ["chronicle-sleeper"]).fetchall() == [])
+
+
 def test_who_gives_statements_all_time_has_all_patience(database_url: str) -> None:
     with database.connect(database_url, "test", statement_timeout="0") as connection:
         assert connection.patience is None
