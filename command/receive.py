@@ -194,9 +194,12 @@ class Receiver:
                 current = current or await Writer.open(self._url, ANSWER_SECONDS)
                 await current.record_received(batch_id, events, parts, again=again)
             except psycopg.Error as error:
-                if again:  # an earlier try may have succeeded: not once more under other ids, and no refusal
-                    raise DatabaseAway(UNKNOWN) from error
-                return await self._commit_apart(current, requests, error)
+                if not again:
+                    return await self._commit_apart(current, requests, error)
+                if current:
+                    await current.close()
+                # An earlier try may have succeeded: not once more under other ids, and no refusal.
+                raise DatabaseAway(f"{UNKNOWN}: {database.first_line(error)}") from error
             except ChronicleError as error:
                 if current:
                     await current.give_up()
