@@ -49,6 +49,13 @@ class Outbox(Struct):
     late: bool
 
 
+class Unsequenced(Struct):
+    """What subscribers do not see yet. `late`: the first of it has waited for longer than giving places may take."""
+
+    oldest_seconds: float
+    late: bool
+
+
 class Topic(Struct):
     """The counters of a topic, and when the last of its events was received."""
 
@@ -89,6 +96,7 @@ class Snapshot(Struct):
     at: datetime
     books: Books
     outbox: Outbox
+    unsequenced: Unsequenced
     queue: Queue
     topic_count: int
     topics: list[Topic]
@@ -97,7 +105,7 @@ class Snapshot(Struct):
 
 
 # One statement, so that the counters and the outbox are of one moment.
-COUNTED = """
+COUNTED = f"""
 WITH sums AS (
     SELECT grouping(topic) = 1 AS all_topics, topic, lane, sum(received)::bigint AS received,
            sum(processed)::bigint AS processed, sum(dropped - conflicts)::bigint AS duplicates,
@@ -115,7 +123,7 @@ LEFT JOIN LATERAL (
 ) AS seen ON NOT sums.all_topics
 CROSS JOIN (
     SELECT clock_timestamp(), count(*), coalesce(sum(event_count), 0)::bigint,
-           extract(epoch FROM clock_timestamp() - min(received_at))::float8
+           extract(epoch FROM clock_timestamp() - min(received_at))::float8, {system.UNSEQUENCED}
     FROM outbox
 ) AS waiting
 WHERE sums.all_topics OR sums.rank <= %(topics)s
@@ -134,7 +142,7 @@ async def take(connection: psycopg.AsyncConnection[Any], queue: Queue) -> Snapsh
     """The snapshot of this moment; `queue` is what Redis said."""
     rows = await (await connection.execute(COUNTED, {"topics": MOST_TOPICS})).fetchall()
     whole = next(row for row in rows if row[0] and row[1] is None)
-    outbox = Outbox(*(*whole[11:], (whole[13] or 0) > system.LATE_SECONDS))
+    outbox = Outbox(*(*whole[11:14], (whole[13] or 0) > system.LATE_SECONDS))
     projected = {row[1]: sum(row[5:9]) for row in rows if row[1] is not None}
     topics = [row for row in rows if not row[0]]
     heartbeats = await (await connection.execute(HEARTBEATS, {"silent": system.SILENT_SECONDS})).fetchall()
@@ -143,6 +151,7 @@ async def take(connection: psycopg.AsyncConnection[Any], queue: Queue) -> Snapsh
         at=whole[10],
         books=_books(whole[4:9], outbox),
         outbox=outbox,
+        unsequenced=Unsequenced(whole[14], whole[14] > system.LATE_SECONDS),
         queue=queue,
         topic_count=topics[0][2] if topics else 0,
         topics=[Topic(*row[3:10]) for row in topics],

@@ -29,15 +29,18 @@ MOST_BATCHES = 100_000
 
 BROKER_SECONDS = 1.0
 
+UNSEQUENCED = """coalesce((
+    SELECT extract(epoch FROM clock_timestamp() - f.recorded_at)
+    FROM (SELECT batch_id, attempt FROM unsequenced ORDER BY fact_id LIMIT 1) AS first
+    JOIN facts f ON f.batch_id = first.batch_id AND f.action = 'PROCESSED' AND f.attempt = first.attempt
+), 0)::float8"""
+"""For how many seconds the first projection without its place in the stream has waited; 0 where there is none."""
+
 LOOK = f"""
 SELECT received, processed, duplicates, conflicts, failed, received - processed - dropped - failed AS in_flight,
        (SELECT count(*) FROM (SELECT FROM outbox LIMIT {MOST_BATCHES}) AS waiting) AS batches,
        (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(received_at)), 0)::float8 FROM outbox) AS oldest,
-       coalesce((
-           SELECT extract(epoch FROM clock_timestamp() - f.recorded_at)
-           FROM (SELECT batch_id, attempt FROM unsequenced ORDER BY fact_id LIMIT 1) AS first
-           JOIN facts f ON f.batch_id = first.batch_id AND f.action = 'PROCESSED' AND f.attempt = first.attempt
-       ), 0)::float8 AS unsequenced,
+       {UNSEQUENCED} AS unsequenced,
        (SELECT coalesce(json_agg(said ORDER BY said.worker_id), '[]') FROM (
            SELECT worker_id, process, state, extract(epoch FROM clock_timestamp() - seen_at)::float8 AS heartbeat_age,
                   extract(epoch FROM clock_timestamp() - projected_at)::float8 AS projected_age

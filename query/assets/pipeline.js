@@ -9,7 +9,7 @@ const plural = (number, one) => `${count(number)} ${one}${number === 1 ? "" : on
 /** The boxes of a snapshot: name, figure, what it says below, and why it is stuck (null where it is not). */
 export function boxes(snapshots) {
   const now = snapshots.at(-1);
-  const { books, outbox, queue, workers } = now;
+  const { books, outbox, unsequenced, queue, workers } = now;
   const fast = (get) => rate(rateOf(snapshots, get));
   const outcomes = (each) => each.books.received - each.books.in_flight;
   const alive = workers.filter((worker) => !worker.silent);
@@ -39,7 +39,7 @@ export function boxes(snapshots) {
       "Read models",
       count(books.unique),
       idle ? "up to date" : `${plural(books.in_flight, "event")} behind`,
-      null,
+      unsequenced.late ? `subscribers wait: no place in the stream for ${span(unsequenced.oldest_seconds)}` : null,
     ],
   ];
 }

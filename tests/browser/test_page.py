@@ -8,10 +8,13 @@ import uuid
 from typing import Any
 from urllib.parse import urlencode
 
+import psycopg
 import pytest
 from conftest import running
 from servers import Stack, eventually, family
 from tab import figures, publish, tab
+
+from projector.sequencer import SEQUENCE_LOCK
 
 NARROW = {"width": 390, "height": 844}
 KEYS = {"shop": "publish-0123456789abcdef", "board": "read-0123456789abcdef"}
@@ -112,6 +115,16 @@ def test_the_search_finds_what_is_in_flight_and_what_is_stuck_is_red(browser: An
         finally:
             os.kill(projector, signal.SIGCONT)
         shown.waits_for("dialog .sighting", "Stored", seconds=20)
+
+
+def test_a_stream_that_stands_still_is_red(browser: Any, stack: Stack) -> None:
+    with tab(browser, stack) as shown, psycopg.connect(stack.run()["postgres"]["url"]) as holder:
+        shown.open()
+        holder.execute("SELECT pg_advisory_lock(%s)", [SEQUENCE_LOCK])
+        publish(stack, ("t", fresh("e"), {}))
+        shown.waits_for("[data-box='Read models'].stuck", "subscribers wait", seconds=15)
+        holder.execute("SELECT pg_advisory_unlock(%s)", [SEQUENCE_LOCK])
+        shown.waits_for("[data-box='Read models']:not(.stuck)", "up to date", seconds=30)
 
 
 def test_filters_are_in_the_url_and_come_back_with_it(browser: Any, stack: Stack) -> None:

@@ -34,6 +34,7 @@ async def test_an_empty_system_has_empty_books(database_url: str) -> None:
     taken = await take(database_url)
     assert set(taken["books"].values()) == {0}
     assert taken["outbox"] == {"batches": 0, "events": 0, "oldest_seconds": None, "late": False}
+    assert taken["unsequenced"] == {"oldest_seconds": 0, "late": False}
     assert taken["topics"] == taken["workers"] == taken["newest"]["audit_logs"] == []
 
 
@@ -61,6 +62,8 @@ async def test_the_books_tell_duplicates_from_conflicts_and_add_up(
     assert taken["outbox"]["events"] == 2
     assert taken["outbox"]["oldest_seconds"] > 0
     assert not taken["outbox"]["late"]
+    assert taken["unsequenced"]["oldest_seconds"] > 0
+    assert not taken["unsequenced"]["late"]
     db.execute("UPDATE outbox SET received_at = received_at - interval '6 seconds'")
     assert (await take(database_url))["outbox"]["late"]
     assert [(t["topic"], t["received"], t["unique"], t["duplicates"], t["conflicts"]) for t in taken["topics"]] == [
