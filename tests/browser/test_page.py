@@ -93,8 +93,9 @@ def test_the_search_finds_an_event_in_every_topic_and_keeps_it_in_the_url(browse
         assert urlencode({"search": event_id}) in shown.page.url
         shown.page.fill("#search", other)
         shown.page.keyboard.press("Enter")
-        shown.waits_for("dialog", other)
+        shown.waits_for("dialog[open]", other)
         shown.page.keyboard.press("Escape")
+        eventually(lambda: shown.page.locator("dialog[open]").count() == 0)
         shown.page.fill("#search", "never seen")
         shown.page.keyboard.press("Enter")
         shown.waits_for("[data-found]", "No event was received")
