@@ -126,12 +126,18 @@ WITH front AS MATERIALIZED (
           < (SELECT received_at FROM front) - make_interval(secs => %(seconds)s * power(2, least(attempts, 3)))
     ORDER BY received_at
     LIMIT 256
-) UNION ALL (
+) UNION (
+    SELECT batch_id, event_count FROM outbox
+    WHERE attempts = 0 AND received_at < (SELECT received_at FROM front) - make_interval(secs => %(seconds)s)
+    ORDER BY received_at
+    LIMIT 64
+) UNION (
     SELECT batch_id, event_count FROM outbox
     WHERE received_at > clock_timestamp() + make_interval(secs => 60)
     LIMIT 256
 )
 """
+"""Some of those that nobody has tried yet are always among them, however many others come back again and again."""
 
 WAITING = """
 SELECT batch_id, event_count, attempts, extract(epoch FROM statement_timestamp() - received_at)::float8 AS age

@@ -14,6 +14,7 @@ from query import metrics
 
 POOL_SIZE = 10
 ANSWER_SECONDS = 10
+NOT_IN_TIME = "PostgreSQL did not answer in time"
 
 Answer = TypeVar("Answer")
 Work = Callable[[psycopg.AsyncConnection[Any]], Awaitable[Answer]]
@@ -48,7 +49,7 @@ class Sessions:
         finally:
             late = task.cancel()  # and not awaited: psycopg would wait for a stopped server to take the cancellation
         if late:
-            raise DatabaseAway("PostgreSQL did not answer in time")
+            raise DatabaseAway(NOT_IN_TIME)
         return task.result()
 
     async def _on_a_live_session(self, work: Work[Answer]) -> Answer:

@@ -17,9 +17,10 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 
 from chronicle import http, openapi
+from chronicle.errors import DatabaseAway
 from chronicle.ledger import COUNTERS
 from query import models
-from query.sessions import Sessions
+from query.sessions import ANSWER_SECONDS, NOT_IN_TIME, Sessions
 
 
 def add_routes(app: FastAPI, sessions: Sessions) -> None:
@@ -51,11 +52,14 @@ class Shared:
         self._next: asyncio.Task[bytes] | None = None
 
     async def get(self) -> bytes:
-        """The next answer. Raises what making it raises."""
+        """The next answer. Raises what making it raises, and DatabaseAway where it does not come in time."""
         if self._next is None:
             self._next = asyncio.create_task(self._run())
             self._next.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # perhaps all have left
-        return await asyncio.shield(self._next)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._next), ANSWER_SECONDS)
+        except TimeoutError:
+            raise DatabaseAway(NOT_IN_TIME) from None
 
     async def _run(self) -> bytes:
         async with self._turn:

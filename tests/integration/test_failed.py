@@ -247,6 +247,15 @@ def test_batches_that_came_back_repeatedly_are_tried_last_each_for_itself_and_in
     assert {groups[1][0] for groups in tries} == {groups[2][0] for groups in tries} == {back, again}
 
 
+async def test_many_batches_that_come_back_hide_no_new_one(database_url: str, db: psycopg.Connection[Any]) -> None:
+    db.execute(
+        "INSERT INTO outbox SELECT gen_random_uuid(), now() - interval '1 hour', 1, 2 FROM generate_series(1, 1000)"
+    )
+    new = new_batch_id()
+    db.execute("INSERT INTO outbox VALUES (%s, now() - interval '1 minute', 1)", [new])
+    eventually(lambda: new in outbox.overdue(db, []), every=0)
+
+
 async def test_a_lock_that_is_held_for_long_counts_as_no_attempt(
     worker: Worker, database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

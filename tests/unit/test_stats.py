@@ -43,3 +43,18 @@ async def test_who_leaves_takes_the_answer_from_nobody_and_errors_reach_all() ->
         await staying
     with pytest.raises(DatabaseAway):
         await shared.get()
+
+
+async def test_an_answer_that_is_not_made_in_time_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("query.stats.ANSWER_SECONDS", 0.05)
+    go_on = asyncio.Event()
+
+    async def make() -> bytes:
+        await go_on.wait()
+        return b""
+
+    shared = Shared(make)
+    answers = await asyncio.gather(shared.get(), shared.get(), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [DatabaseAway, DatabaseAway]
+    go_on.set()
+    assert await shared.get() == b""
