@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import TypeVar
@@ -98,6 +98,19 @@ def family(pid: int) -> list[int]:
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     pairs = [line.split() for line in listing.splitlines()]
     return [pid, *(int(child) for parent, child in pairs if int(parent) == pid)]
+
+
+@contextmanager
+def standing_still(pids: Sequence[int]) -> Iterator[None]:
+    """The processes are stopped (SIGSTOP) meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def own_environment(**more: str) -> dict[str, str]:

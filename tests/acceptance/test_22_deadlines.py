@@ -6,28 +6,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx2
 import pytest
-from servers import Stack, eventually, family
-
-
-@contextmanager
-def standing_still(stack: Stack, part: str) -> Iterator[None]:
-    """The part and its children are stopped (SIGSTOP) meanwhile."""
-    members = family(stack.pids()[part])
-    for member in members:
-        os.kill(member, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for member in members:
-            with suppress(ProcessLookupError):
-                os.kill(member, signal.SIGCONT)
+from servers import Stack, eventually, family, standing_still
 
 
 def publish(stack: Stack, event_id: str, timeout: float = 30) -> httpx2.Response:
@@ -54,7 +39,7 @@ def seconds(call: Callable[[], httpx2.Response]) -> tuple[float, httpx2.Response
 @pytest.mark.timeout(180)
 def test_a_postgresql_that_stands_still_is_a_503_in_bounded_time(own_stack: Stack) -> None:
     assert publish(own_stack, "before").status_code == 200
-    with standing_still(own_stack, "postgres"):
+    with standing_still(family(own_stack.pids()["postgres"])):
         calls = [
             lambda: publish(own_stack, "meanwhile"),
             lambda: publish(own_stack, "meanwhile too"),
@@ -90,7 +75,7 @@ def test_after_postgresql_was_killed_the_next_publish_succeeds_within_five_secon
 
 def test_a_broker_that_stands_still_delays_nothing_but_the_tickets(own_stack: Stack) -> None:
     assert publish(own_stack, "before").status_code == 200
-    with standing_still(own_stack, "broker"):
+    with standing_still(family(own_stack.pids()["broker"])):
         took, answer = seconds(lambda: publish(own_stack, "meanwhile"))
         assert answer.status_code == 200
         assert took < 5
@@ -101,7 +86,7 @@ def test_a_broker_that_stands_still_delays_nothing_but_the_tickets(own_stack: St
 
 def test_workers_that_stand_still_let_go_of_their_batches(own_stack: Stack) -> None:
     """Another projector takes them over; so does the same one when it goes on."""
-    with standing_still(own_stack, "projector"):
+    with standing_still(family(own_stack.pids()["projector"])):
         assert publish(own_stack, "meanwhile").status_code == 200
         assert not stored(own_stack, "meanwhile")
     eventually(lambda: stored(own_stack, "meanwhile"), timeout=30)
@@ -109,7 +94,7 @@ def test_workers_that_stand_still_let_go_of_their_batches(own_stack: Stack) -> N
 
 @pytest.mark.timeout(60)
 def test_the_stop_is_bounded_while_postgresql_stands_still(own_stack: Stack) -> None:
-    with standing_still(own_stack, "postgres"):
+    with standing_still(family(own_stack.pids()["postgres"])):
         began = time.monotonic()
         own_stack.stop(timeout=12)
         assert time.monotonic() - began < 11

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import psycopg
 import pytest
 from given import WayTo, columns, event, receive
-from servers import eventually
+from servers import eventually, standing_still
 
 from chronicle import database, verify
 from chronicle.errors import DatabaseAway
@@ -27,18 +25,11 @@ WRITERS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubi
 BACKENDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
 
 
-@contextmanager
-def silent(db: psycopg.Connection[Any], service: str) -> Iterator[None]:
+def silent(db: psycopg.Connection[Any], service: str) -> AbstractContextManager[None]:
     """All present sessions of the service stand still meanwhile; those that come later do not."""
     pids = [pid for (pid,) in db.execute(BACKENDS, [f"chronicle-{service}"])]
     assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+    return standing_still(pids)
 
 
 async def test_a_commit_that_is_not_answered_is_given_up_and_others_are_made(

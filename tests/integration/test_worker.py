@@ -80,6 +80,13 @@ async def dispatch(database_url: str, queue: str, batch_ids: list[UUID]) -> bool
     return sent
 
 
+async def left_by_somebody(client: redis.Redis, database_url: str, queue: str) -> None:
+    """A batch whose ticket was handed out to a consumer that died."""
+    broker.ensure_group(client)
+    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
+    client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
+
+
 @asynccontextmanager
 async def dispatching(database_url: str, queue: str) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work."""
@@ -263,9 +270,7 @@ async def test_a_ticket_that_another_worker_left_pending_is_taken_over(
 ) -> None:
     monkeypatch.setattr("projector.worker.ABANDONED_MILLISECONDS", 1)
     monkeypatch.setattr("projector.worker.SWEEP_SECONDS", 0)
-    broker.ensure_group(client)
-    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
-    client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
+    await left_by_somebody(client, database_url, queue)
     worker = workers()
     until_empty(worker, client)
     assert in_flight(db) == 0
@@ -282,9 +287,7 @@ async def test_an_idle_worker_takes_over_too_what_another_left(
     """A single worker that has nothing to do: each of its steps lasts as long as it blocks for a ticket."""
     monkeypatch.setattr("projector.worker.ABANDONED_MILLISECONDS", 1)
     monkeypatch.setattr("projector.worker.SWEEP_SECONDS", 0.2)
-    broker.ensure_group(client)
-    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
-    client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
+    await left_by_somebody(client, database_url, queue)
     run_until_idle(worker, db)
     until_empty(worker, client)
 
@@ -664,9 +667,7 @@ async def test_a_batch_whose_ticket_another_left_has_come_back(
     monkeypatch.setattr("projector.worker.ABANDONED_MILLISECONDS", 1)
     monkeypatch.setattr("projector.worker.SWEEP_SECONDS", 0)
     db.execute("ALTER TABLE processed_events ADD CONSTRAINT poison CHECK (event_id <> 'a')")
-    broker.ensure_group(client)
-    await dispatch(database_url, queue, await receive(database_url, [event("a")]))
-    client.xreadgroup(broker.GROUP, "somebody who died", {broker.STREAM: ">"})
+    await left_by_somebody(client, database_url, queue)
     eventually(lambda: worker.run_once() or left(client) == (0, 0))
     assert db.execute("SELECT attempts FROM outbox").fetchall() == [(1,)]
 
