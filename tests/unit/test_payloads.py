@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,15 +18,13 @@ STRINGS = st.lists(
     ),
     max_size=5,
 ).map(lambda parts: f'"{"".join(parts)}"')
-NUMBERS = st.sampled_from(
-    [
-        *["0", "-1", "1e5", "1e308", "1e309", "-1e400", "1E+310", "1e-500", "12.5e-3", "9" * 199, "9" * 309],
-        *["9" * 250 + "e99", "9" * 199 + "e99", "0." + "1" * 399, "0." + "1" * 400, "1e" + "0" * 30],
-        *["1E+" + "0" * 30 + "1", "1e-400", "1e-401", "0e401", "1e" + "9" * 5000],
-    ]
-)
+NUMBERS = [
+    *["0", "-1", "1e5", "1e308", "1e309", "-1e400", "1E+310", "1e-500", "12.5e-3", "9" * 199, "9" * 309],
+    *["9" * 250 + "e99", "9" * 199 + "e99", "0." + "1" * 399, "0." + "1" * 400, "1e" + "0" * 30],
+    *["1E+" + "0" * 30 + "1", "1e-400", "1e-401", "0e401", "1e" + "9" * 5000],
+]
 JSON = st.recursive(
-    STRINGS | NUMBERS | st.just("null"),
+    STRINGS | st.sampled_from(NUMBERS) | st.just("null"),
     lambda inner: (
         st.lists(inner, max_size=4).map(lambda items: f"[{', '.join(items)}]")
         | st.lists(st.tuples(STRINGS, inner), max_size=3).map(
@@ -62,6 +61,18 @@ def test_what_is_storable_is_what_a_reader_could_keep(text: str) -> None:
     content = text.encode()
     found = payloads.problem(content)
     assert (found is None) == accepted(text)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_number_is_in_range_where_a_reader_could_keep_it(number: str) -> None:
+    assert (payloads.problem(f"[{number}]".encode()) is None) == accepted(number)
+
+
+@pytest.mark.parametrize(("deeper", "allowed"), [(39, True), (40, True), (41, False)])
+def test_depth_is_counted_from_stretch_to_stretch(deeper: int, allowed: bool) -> None:
+    begin, end = payloads.MAX_DEPTH - 40, payloads.STRETCH
+    content = "[" * begin + "[]," * end + "[" * deeper + "]" * deeper + "]" * begin
+    assert (payloads.problem(content.encode()) is None) == allowed
 
 
 @given(st.integers(1, 300), st.sampled_from(["[", '{"a":', '[{"}]":', '["[",']))
