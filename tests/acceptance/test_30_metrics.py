@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,17 @@ def test_whatever_clients_ask_for_the_series_stay_as_many(stack: Stack, api: Api
     for method in ("MKCOL", "LOCK", "REPORT", "PURGE", "SEARCH", "COPY"):
         ask(method)
     assert series() == known
+
+
+def test_a_refusal_of_what_is_no_http_is_counted(stack: Stack) -> None:
+    def refused() -> float:
+        return front(stack).value("chronicle_http_requests_total", route="other", method="other", status="400")
+
+    before = refused()
+    with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as client:
+        client.sendall(b"not HTTP\r\n\r\n")
+        assert client.recv(65_536).startswith(b"HTTP/1.1 400 ")
+    assert refused() == before + 1
 
 
 def test_of_several_processes_each_answers_for_all_and_one_that_was_killed_is_not_forgotten(tmp_path: Path) -> None:
