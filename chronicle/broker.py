@@ -24,7 +24,6 @@ BLOCK_MILLISECONDS = 500
 _CONNECTION: dict[str, Any] = {
     "socket_connect_timeout": 2,
     "socket_timeout": 3,  # beyond BLOCK_MILLISECONDS: silence for so long is a fault, not an empty stream
-    "socket_keepalive": True,
     "decode_responses": True,
     "encoding_errors": "replace",  # what somebody else has put into the stream need not be UTF-8
 }
@@ -33,7 +32,7 @@ _CONNECTION: dict[str, Any] = {
 def connect(url: str) -> redis.Redis:
     """A client whose calls fail at once, without retries of its own. Raises ChronicleError for a URL that is none."""
     with _readable():
-        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_CONNECTION)
+        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_options(url))
         _check_options(client.connection_pool)
     return client
 
@@ -41,9 +40,14 @@ def connect(url: str) -> redis.Redis:
 def connect_async(url: str) -> redis.asyncio.Redis:
     """The same for a service that runs in an event loop."""
     with _readable():
-        client = redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **_CONNECTION)
+        client = redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **_options(url))
         _check_options(client.connection_pool)
     return client
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Those of a connection; redis-py takes none of TCP's for a socket of this machine (`unix:///path`)."""
+    return _CONNECTION if url.startswith("unix:") else {**_CONNECTION, "socket_keepalive": True}
 
 
 def _check_options(pool: Any) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from servers import ROOT, Stack, eventually, free_port, is_alive, own_environment, process_field
 
-from chronicle import runfile
-from chronicle.up import ports
+from chronicle import broker, runfile
+from chronicle.up import binaries, ports
 from chronicle.up.privileges import CAP_DAC_READ_SEARCH, Account
 
 MakeStack = Callable[..., Stack]
@@ -310,6 +310,22 @@ def test_with_both_urls_set_it_starts_no_server(make_stack: MakeStack, postgres_
     publish(stack, "elsewhere")
     eventually(lambda: processed(stack) == 1)
     assert stack.stop() == 0
+
+
+def test_redis_may_be_a_socket_of_this_machine(make_stack: MakeStack, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as short:  # the path of a socket has 103 bytes at most
+        path = Path(short) / "redis.sock"
+        command = [binaries.broker(), "--port", "0", "--unixsocket", path, "--save", ""]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
+            eventually(path.exists)
+            stack = make_stack(env={"REDIS_URL": f"unix://{path}"})
+            stack.start()
+            publish(stack, "by a socket")
+            eventually(lambda: processed(stack) == 1)
+            [group] = broker.connect(f"unix://{path}").xinfo_groups(broker.STREAM)
+            assert group["entries-read"] == 1
+            assert stack.stop() == 0
+            server.terminate()
 
 
 def test_nobody_reading_the_output_is_no_reason_to_stop(home: Path) -> None:
