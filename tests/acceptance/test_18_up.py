@@ -312,20 +312,26 @@ def test_with_both_urls_set_it_starts_no_server(make_stack: MakeStack, postgres_
     assert stack.stop() == 0
 
 
-def test_redis_may_be_a_socket_of_this_machine(make_stack: MakeStack, tmp_path: Path) -> None:
-    with tempfile.TemporaryDirectory() as short:  # the path of a socket has 103 bytes at most
-        path = Path(short) / "redis.sock"
+@pytest.fixture
+def redis_socket() -> Iterator[str]:
+    """The URL of a Valkey that has no port."""
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path may be too long: 103 bytes at most
+        path = Path(folder) / "redis.sock"
         command = [binaries.broker(), "--port", "0", "--unixsocket", path, "--save", ""]
-        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
-            eventually(path.exists)
-            stack = make_stack(env={"REDIS_URL": f"unix://{path}"})
-            stack.start()
-            publish(stack, "by a socket")
-            eventually(lambda: processed(stack) == 1)
-            [group] = broker.connect(f"unix://{path}").xinfo_groups(broker.STREAM)
-            assert group["entries-read"] == 1
-            assert stack.stop() == 0
-            server.terminate()
+        server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+        yield f"unix://{eventually(lambda: path.exists() and path)}"
+        server.terminate()
+        server.wait()
+
+
+def test_redis_may_be_a_socket_of_this_machine(make_stack: MakeStack, redis_socket: str) -> None:
+    stack = make_stack(env={"REDIS_URL": redis_socket})
+    stack.start()
+    publish(stack, "by a socket")
+    eventually(lambda: processed(stack) == 1)
+    [group] = broker.connect(redis_socket).xinfo_groups(broker.STREAM)
+    assert group["entries-read"] == 1
+    assert stack.stop() == 0
 
 
 def test_nobody_reading_the_output_is_no_reason_to_stop(home: Path) -> None:
