@@ -67,7 +67,7 @@ def _broker_programs() -> Iterator[Path]:
         yield from package.glob("_binaries/*/valkey-server")
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
-            yield Path(found).resolve()
+            yield Path(found).absolute()  # not what a link leads to: on Debian a program that goes by its name
 
 
 def _package(name: str) -> list[Path]:

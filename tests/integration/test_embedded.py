@@ -314,6 +314,20 @@ def test_the_machines_own_postgresql_does_where_the_package_is_missing(
     assert numbers(server) == [1]
 
 
+def test_the_machines_own_valkey_does_where_the_package_is_missing(
+    home: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = home.parent / "programs"
+    programs.mkdir()
+    shutil.copy(binaries.broker(), programs / "valkey-check-rdb")
+    (programs / "valkey-server").symlink_to("valkey-check-rdb")  # as Debian has it
+    _without_packages(monkeypatch)
+    monkeypatch.setenv("PATH", str(programs))
+    server = Valkey(home)
+    start(server)
+    assert server.answers()
+
+
 def test_without_any_program_the_message_says_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _without_packages(monkeypatch)
     monkeypatch.setenv("PATH", "/nonexistent")
