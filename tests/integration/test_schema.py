@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from given import event, receive
+from given import event, needs_postgres, receive
 from psycopg import errors as pg
 
 from chronicle import database, history, ledger, roles, schema, tables
@@ -210,6 +210,7 @@ def test_what_was_dropped_of_an_event_is_found_by_its_index(statement: str, db: 
 
 def nodes_of_kept_plan(db: psycopg.Connection[Any], statement: str) -> list[dict[str, Any]]:
     """The reading nodes of the plan that PostgreSQL keeps for a prepared statement, whatever its parameters will be."""
+    needs_postgres(16, db)
     query = psycopg._queries.PostgresQuery(psycopg.adapt.Transformer(db))
     query.convert(statement, dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
     result = db.pgconn.exec_(b"EXPLAIN (GENERIC_PLAN, FORMAT JSON) " + query.query)

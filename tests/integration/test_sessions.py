@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from given import columns, event, new_database, receive
+from given import columns, event, needs_postgres, new_database, receive
 from psycopg import errors as pg
 from psycopg.conninfo import make_conninfo
 from servers import eventually
@@ -183,6 +183,7 @@ def test_a_database_in_another_encoding_is_not_migrated(encoding: str, postgres_
 @pytest.fixture
 def impatient(database_url: str, db: psycopg.Connection[Any]) -> Iterator[str]:
     """A database where transactions end after half a second, and all that count in `stats` wait for longer."""
+    needs_postgres(17, db)
     says("DATABASE", "transaction_timeout", "500ms", database_url)
     with db.transaction():
         db.execute("LOCK TABLE stats IN ACCESS EXCLUSIVE MODE")
