@@ -116,4 +116,6 @@ def _is_loopback(host: str) -> bool:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return True
-    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+    addresses = (ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found)
+    # Python says so of ::ffff:127.0.0.1 from 3.13 on.
+    return all((getattr(each, "ipv4_mapped", None) or each).is_loopback for each in addresses)

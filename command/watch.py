@@ -83,10 +83,11 @@ class Watch:
             self._note_durability(off[0] if off else [])
             version = await (await connection.execute(schema.VERSION)).fetchone()
             schema.check(version)
-            row = await (await connection.execute(IN_FLIGHT)).fetchone()
             if time.monotonic() - self._sampled >= history.SECONDS:
                 await connection.execute(history.SAMPLE)
                 self._sampled = time.monotonic()
+            # Last: what is committed until this is known would be forgotten.
+            row = await (await connection.execute(IN_FLIGHT)).fetchone()
         if row:
             self._in_flight(row[0])
 

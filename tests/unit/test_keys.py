@@ -231,7 +231,7 @@ def test_a_file_without_keys_is_refused(content: str, tmp_path: Path) -> None:
         keys.load(Settings(chronicle_api_keys_file=str(file)), "127.0.0.1")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "::ffff:192.0.2.1"])
 def test_an_address_that_others_reach_needs_keys_or_an_explicit_no(host: str) -> None:
     for empty in (Settings(), Settings(chronicle_api_keys=" "), Settings(chronicle_api_keys_file="")):
         with pytest.raises(SettingsError, match="CHRONICLE_API_KEYS="):
@@ -240,7 +240,7 @@ def test_an_address_that_others_reach_needs_keys_or_an_explicit_no(host: str) ->
     assert len(keys.load(SETTINGS, host)) == 3
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "::1", "::ffff:127.0.0.1"])
 def test_loopback_needs_none_until_there_are_some(host: str) -> None:
     assert keys.load(Settings(), host) == ()
     assert len(keys.load(SETTINGS, host)) == 3
