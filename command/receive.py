@@ -78,6 +78,7 @@ class Receiver:
         self._queue: deque[Waiting] = deque()
         self._committing: list[Waiting] = []
         self._queued = 0
+        self._unanswered = 0
         self._commit_seconds = 0.0
         self._arrived = asyncio.Event()
         self._away_since: float | None = None
@@ -95,15 +96,19 @@ class Receiver:
         waiting = Waiting(events, count, size, request_id, time.monotonic(), done)
         self._queue.append(waiting)
         self._queued += count
+        self._unanswered += count
         self._arrived.set()
-        await done
+        try:
+            await done
+        finally:
+            self._unanswered -= count
 
     def set_in_flight(self, events: int) -> None:
         """How many events all of the system has in flight, as last seen."""
         self._in_flight = events
 
     def _admit(self, count: int) -> None:
-        if self._in_flight + count > self._settings.chronicle_max_in_flight:
+        if self._in_flight + self._unanswered + count > self._settings.chronicle_max_in_flight:
             raise Overloaded("too many events are in flight: try again later")
         if self._queue and self._wait() > OVERLOAD_SECONDS:
             raise Overloaded("requests wait too long for a commit: try again later")

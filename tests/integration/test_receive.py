@@ -249,6 +249,14 @@ async def test_too_much_in_flight_is_refused(database_url: str) -> None:
             await receiver.receive(columns(event("b"), event("c")), 1, "r")
 
 
+async def test_what_waits_for_its_commit_is_in_flight_as_well(database_url: str) -> None:
+    four = columns(*map(event, "abcd"))
+    async with receiving(database_url, chronicle_max_in_flight=10) as (receiver, _):
+        outcomes = await asyncio.gather(*(receiver.receive(four, 1, "r") for _ in range(3)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [type(None), type(None), Overloaded]
+        await receiver.receive(columns(event("e"), event("f")), 1, "r")
+
+
 def test_more_events_than_may_be_in_flight_are_too_many_for_a_request(database_url: str, queue: str) -> None:
     """A 503 would ask the client to send again for ever what can never be let in."""
     with TestClient(create_app(Settings(chronicle_max_in_flight=2), database_url, queue)) as client:
