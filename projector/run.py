@@ -10,6 +10,7 @@ import time
 
 from chronicle import logs, metrics
 from projector.sequencer import Sequencer
+from projector.turn import Turn
 from projector.worker import Worker
 
 STOP_SECONDS = 8
@@ -28,7 +29,7 @@ def run(database_url: str, redis_url: str, workers: int, scraped: socket.socket 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    turn, projected, ended = threading.Lock(), threading.Event(), threading.Event()
+    turn, projected, ended = Turn(), threading.Event(), threading.Event()
     threads = [
         threading.Thread(target=_work, args=(worker,), name=f"worker-{n}")
         for n, worker in enumerate(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -15,11 +15,12 @@ from psycopg import errors as pg
 
 from chronicle import broker, database, logs
 from chronicle.errors import ChronicleError, DatabaseAway
-from projector import heartbeat, metrics, outbox
+from projector import metrics, outbox
 from projector.heartbeat import Heartbeat
 from projector.order import let_go
 from projector.outbox import MOST_TICKETS, Batch
 from projector.projection import SESSION, abandon, project, project_apart
+from projector.turn import Turn
 
 SWEEP_SECONDS = 2.0
 """How often a busy worker looks for overdue batches, and any worker for tickets that others left."""
@@ -56,14 +57,14 @@ class Worker:
         database_url: str,
         redis_url: str,
         stop: threading.Event,
-        turn: threading.Lock | None = None,
+        turn: Turn | None = None,
         projected: threading.Event | None = None,
         *,
         keeps_history: bool = False,
     ) -> None:
         """`turn` is shared by the workers of a process, of whom one `keeps_history`; `projected` is set after each
         commit, for the sequencer."""
-        self._turn = turn or threading.Lock()
+        self._turn = turn or Turn()
         self._projected = projected or threading.Event()
         self._database_url = database_url
         self._redis = broker.connect(redis_url)
@@ -119,7 +120,7 @@ class Worker:
         # In quiet times the workers of a process take turns until they have announced what they project, and so project
         # in the order of the tickets: what was published first is seen first. When more waits than one worker takes,
         # they work at the same time from the start.
-        with self._own_turn(connection) as end_turn:
+        with self._turn.own(partial(self._beat, connection)) as end_turn:
             if self._stop.is_set():
                 return False
             if self._redis_away:
@@ -132,15 +133,6 @@ class Worker:
     def _beat(self, connection: psycopg.Connection[Any]) -> None:
         state = "without Redis" if self._redis_away else "busy" if self._busy else "idle"
         self._heartbeat.beat(connection, self.worker_id, state)
-
-    @contextmanager
-    def _own_turn(self, connection: psycopg.Connection[Any]) -> Iterator[Callable[[], None]]:
-        """Gives a function that ends the turn early. Whoever waits lives; whether its turn comes, the backlog shows."""
-        while not self._turn.acquire(timeout=heartbeat.SECONDS):
-            self._beat(connection)
-        with ExitStack() as held:
-            held.callback(self._turn.release)
-            yield held.close
 
     def _work_off(self, connection: psycopg.Connection[Any], tickets: Tickets, announced: Callable[[], None]) -> bool:
         """Projects what the tickets name."""

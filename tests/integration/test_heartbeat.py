@@ -18,6 +18,7 @@ from chronicle.errors import DatabaseAway
 from command.watch import Watch
 from projector import heartbeat
 from projector.heartbeat import Heartbeat
+from projector.turn import Turn
 from projector.worker import Worker
 
 AGE = "SELECT extract(epoch FROM clock_timestamp() - seen_at)::float8 FROM workers WHERE worker_id = %s"
@@ -82,8 +83,8 @@ def test_a_worker_that_waits_for_its_turn_beats(
     database_url: str, queue: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
-    stop, turn = threading.Event(), threading.Lock()
-    with turn:
+    stop, turn = threading.Event(), Turn()
+    with turn.own(stop.set):
         thread = threading.Thread(target=Worker(database_url, queue, stop, turn).run)
         thread.start()
         for _ in range(3):

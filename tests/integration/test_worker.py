@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from itertools import pairwise, takewhile
 from typing import Any
 from uuid import UUID
@@ -22,8 +22,9 @@ from chronicle import broker, database
 from chronicle.errors import DatabaseAway
 from chronicle.ledger import new_batch_id
 from command.dispatch import MANY_EVENTS, SECOND_ROUND_EVENTS, THIRD_ROUND_EVENTS, Dispatcher
-from projector import outbox
+from projector import heartbeat, outbox
 from projector.projection import SESSION, project
+from projector.turn import Turn
 from projector.worker import APART, Worker
 
 
@@ -48,19 +49,22 @@ def workers(database_url: str, queue: str) -> Iterator[Callable[..., Worker]]:
         worker.close()
 
 
-class Turn:
-    """The lock that workers of a process share, which counts who asks for it."""
+class CountedTurn(Turn):
+    """The turn that workers of a process share, which counts who asks for it."""
 
-    def __init__(self) -> None:
-        self.asked = 0
-        self._lock = threading.Lock()
+    asked = 0
 
-    def acquire(self, timeout: float) -> bool:
+    def own(self, meanwhile: Callable[[], object]) -> AbstractContextManager[Callable[[], None]]:
         self.asked += 1
-        return self._lock.acquire(timeout=timeout)
+        return super().own(meanwhile)
 
-    def release(self) -> None:
-        self._lock.release()
+
+class Waited(Exception):
+    """The turn was not free."""
+
+
+def waited() -> None:
+    raise Waited
 
 
 def in_flight(db: psycopg.Connection[Any]) -> int:
@@ -466,13 +470,30 @@ async def test_a_redis_that_stands_still_stops_no_other_worker(
     workers: Callable[..., Worker], still: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("projector.worker.AWAY_SECONDS", 0)
-    turn = threading.Lock()
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.1)
+    turn = Turn()
     worker = workers(f"redis://127.0.0.1:{still.getsockname()[1]}/0", turn)
-    with asking(worker, still):
-        assert turn.locked()  # nobody knows yet
-    with asking(worker, still):
-        assert turn.acquire(timeout=1)
-        turn.release()
+    with asking(worker, still), pytest.raises(Waited), turn.own(waited):  # nobody knows yet
+        pass
+    with asking(worker, still), turn.own(waited):
+        pass
+
+
+async def test_a_worker_that_does_not_give_up_its_turn_stops_no_other_worker(
+    workers: Callable[..., Worker], database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.1)
+    monkeypatch.setattr("projector.turn.LONGEST_SECONDS", 0.5)
+    turn = Turn()
+    worker = workers(turn=turn)
+    with ThreadPoolExecutor() as threads, turn.own(waited):
+        for number in range(2):
+            await receive(database_url, [event(f"e{number}")])
+            db.execute("UPDATE outbox SET received_at = received_at - interval '1 minute'")
+            threads.submit(worker.run_once).result(timeout=10)
+            assert in_flight(db) == 0
+    with turn.own(waited):
+        pass
 
 
 async def test_in_quiet_times_what_was_published_first_wins(
@@ -480,7 +501,7 @@ async def test_in_quiet_times_what_was_published_first_wins(
 ) -> None:
     """Also where the worker that has its ticket is slow, and another one of its process is free."""
     broker.ensure_group(client)
-    turn = Turn()
+    turn = CountedTurn()
     slow, free = (threading.Thread(target=workers(turn=turn).run_once) for _ in range(2))
     batch_ids = await receive(database_url, [event("a", source="first")], [event("a", source="second")])
     with db.transaction():
@@ -508,7 +529,7 @@ async def test_a_turn_ends_when_a_projection_has_its_place_in_the_order(
 ) -> None:
     """Who is next need not wait for all of it."""
     broker.ensure_group(client)
-    turn = threading.Lock()
+    turn = Turn()
     slow, free = (threading.Thread(target=workers(turn=turn).run_once) for _ in range(2))
     batch_ids = await receive(database_url, [event("a")], [event("b")])
     db.execute("UPDATE outbox SET attempts = %s WHERE batch_id = %s", [attempts, batch_ids[0]])

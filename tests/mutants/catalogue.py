@@ -169,7 +169,13 @@ MUTANTS = (
     ),
     Mutant(
         "workers of a process that do not take turns",
-        (Edit(WORKER, "with self._own_turn(connection) as end_turn:", "for end_turn in [lambda: None]:"),),
+        (
+            Edit(
+                WORKER,
+                "with self._turn.own(partial(self._beat, connection)) as end_turn:",
+                "for end_turn in [lambda: None]:",
+            ),
+        ),
         ("tests/integration/test_worker.py::test_in_quiet_times_what_was_published_first_wins",),
     ),
     Mutant(
