@@ -94,7 +94,8 @@ def up(
 
 def _share_of_cores(cores: int) -> int:
     """One process for so many cores; PostgreSQL needs the most of them."""
-    return min(max((os.cpu_count() or 1) // cores, 1), MOST)
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(max(usable // cores, 1), MOST)
 
 
 @app.command()

@@ -5,7 +5,10 @@ from __future__ import annotations
 SECONDS = 5.0
 """How often each of them does."""
 
+NOT_KEPT = "the counters of this minute are not kept"
+
 SAMPLE = """
+SET LOCAL lock_timeout = '1s';
 WITH counted AS (
     SELECT date_trunc('minute', clock_timestamp()) AS minute, coalesce(sum(received), 0) AS received,
            coalesce(sum(queued), 0) AS queued, coalesce(sum(processed), 0) AS processed,
@@ -26,6 +29,9 @@ ON CONFLICT (minute) DO UPDATE SET
     dropped = excluded.dropped, failed = excluded.failed, conflicts = excluded.conflicts
 """
 """Keeps the counters of all topics as those of this minute. Its cost does not grow with events or time.
+
+Two statements in one transaction, which PostgreSQL makes of a message without parameters. Who runs them has more to do
+than to wait for this table.
 
 Where nobody looked in the minute before, they are also what it ended with: else nobody could say what the first minute
 of a system, or after a pause, brings.

@@ -6,9 +6,10 @@ import asyncio
 import errno
 import gc
 import os
+import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import FrameType
 from typing import Any
 
@@ -48,6 +49,19 @@ Endpoint = Callable[[Scope, Receive], Awaitable[bytes]]
 """Takes a request as ASGI has it, gives the JSON of its 200."""
 
 log = logs.get(__name__)
+
+
+def service(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Runs a part of the service; should it ever fail, the process stops, for its supervisor to start it again."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            log.critical("a part of the service failed", exc_info=error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(ended)
+    return task
 
 
 def encoded(body: bytes) -> Response:

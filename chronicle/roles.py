@@ -16,10 +16,11 @@ SERVICES = {
     "command": "chronicle_command",
     "projector": "chronicle_projector",
     "sequencer": "chronicle_projector",
+    "health": "chronicle_projector",
     "query": "chronicle_query",
 }
-"""The role of each service; the sequencer is a part of the projector. Roles belong to the whole cluster: all databases
-in it share them."""
+"""The role of each service; sequencer and health check are parts of the projector. Roles belong to the whole cluster:
+all databases in it share them."""
 
 TABLES = (
     *("facts", "outbox", "processed_events", "dropped_events", "failed_events", "fact_topics", "stats"),

@@ -13,6 +13,9 @@ from chronicle.settings import Settings
 TIMEOUT = httpx2.Timeout(12, connect=5)
 """The service takes up to ten seconds to find out that it is not ready."""
 
+ELSEWHERE = "as it is set"
+"""For the URL of a server that is not ours: there may be a password in it."""
+
 
 def show(settings: Settings) -> bool:
     """Prints the parts of this home's `chronicle up` and the statistics of the service; True where it is ready.
@@ -25,7 +28,8 @@ def show(settings: Settings) -> bool:
     if parts:
         table = screen.table("part", "pid", "url", title=f"chronicle up in {settings.chronicle_home}")
         for name, part in parts.items():
-            table.add_row(name, str(part.get("pid", "-")), part.get("url") or part.get("metrics", "-"))
+            where = part.get("url") or part.get("metrics", "-")
+            table.add_row(name, str(part.get("pid", "-")), where if "pid" in part else ELSEWHERE)
         console.print(table)
     own = None if "aggregator_url" in settings.model_fields_set else parts.get("api", {}).get("url")
     base = (own or settings.aggregator_url).rstrip("/")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, Response
 from starlette.middleware import Middleware
 from starlette.types import Receive, Scope
 
-from chronicle import events, http, logs, metrics, openapi
+from chronicle import events, http, metrics, openapi
 from chronicle.gate import ApiKeys
 from chronicle.keys import Keyring
 from chronicle.settings import Settings
@@ -26,8 +23,6 @@ from command.watch import Watch
 
 LARGE_BODY = 2**20
 """A larger body is decoded in a thread, so that other requests go on."""
-
-log = logs.get(__name__)
 
 
 def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring: Keyring = ()) -> FastAPI:
@@ -43,7 +38,7 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
     async def running(_: FastAPI) -> AsyncIterator[None]:
         receivers = receiver.run(), receiver.answer_late()
         dispatchers = dispatcher.send_all(), dispatcher.record_all()
-        tasks = {_service(part) for part in (*receivers, *dispatchers, watch.run(), load.run())}
+        tasks = {http.service(part) for part in (*receivers, *dispatchers, watch.run(), load.run())}
         yield
         while tasks:
             for task in tasks:
@@ -86,19 +81,6 @@ def create_app(settings: Settings, database_url: str, redis_url: str, *, keyring
 
     openapi.describe(app, keyring=keyring)
     return app
-
-
-def _service(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Runs a part of the service; should it ever fail, the process stops, for its supervisor to start it again."""
-
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()):
-            log.critical("a part of the service failed", exc_info=error)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    task = asyncio.create_task(work)
-    task.add_done_callback(ended)
-    return task
 
 
 async def _decoded(body: bytes, max_events: int) -> events.Events:

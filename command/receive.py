@@ -129,6 +129,7 @@ class Receiver:
                 self._away_since = None
                 if requests := await self._next():
                     writer = await self._commit(writer, requests)
+                    self._committing = []
             except (ChronicleError, psycopg.Error) as error:
                 writer = None
                 refused = database.as_ours(error)

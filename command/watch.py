@@ -63,6 +63,7 @@ class Watch:
             try:
                 connection = connection or await self._connect()
                 await self._look(connection)
+                await self._keep_history(connection)
                 self._problem = None
             except (ChronicleError, psycopg.Error) as error:
                 self._problem = database.as_ours(error)
@@ -83,13 +84,22 @@ class Watch:
             self._note_durability(off[0] if off else [])
             version = await (await connection.execute(schema.VERSION)).fetchone()
             schema.check(version)
-            if time.monotonic() - self._sampled >= history.SECONDS:
-                await connection.execute(history.SAMPLE)
-                self._sampled = time.monotonic()
             # Last: what is committed until this is known would be forgotten.
             row = await (await connection.execute(IN_FLIGHT)).fetchone()
         if row:
             self._in_flight(row[0])
+
+    async def _keep_history(self, connection: database.AsyncConnection) -> None:
+        """Nothing else depends on it."""
+        if time.monotonic() - self._sampled < history.SECONDS:
+            return
+        self._sampled = time.monotonic()
+        try:
+            await connection.execute(history.SAMPLE)
+        except psycopg.Error as error:
+            if connection.closed:
+                raise
+            log.warning(history.NOT_KEPT, error=database.first_line(error))
 
     def _note_durability(self, off: list[str]) -> None:
         before = self._unsafe

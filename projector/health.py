@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 from chronicle import database
 from chronicle.errors import ChronicleError
 from chronicle.settings import Settings
 
+LIVELY_SECONDS = 30
+"""A worker that beats so seldom may still wait for a statement, which takes 20 s at most."""
+
 WORKERS = """
-SELECT count(*) FROM pg_stat_activity
-WHERE application_name = 'chronicle-projector' AND datname = current_database()
-  AND client_addr IS NOT DISTINCT FROM inet_client_addr()
+SELECT count(*) FROM workers
+WHERE starts_with(process, %(host)s || ':') AND seen_at > clock_timestamp() - make_interval(secs => %(seconds)s)
 """
 
 
 def workers(url: str) -> int:
-    """How many workers hold a session of PostgreSQL from this host's address. Raises DatabaseAway."""
-    with database.connect(url, "health") as connection:
-        return int(database.value(connection, WORKERS))
+    """How many workers of this host have a heartbeat. Raises DatabaseAway."""
+    with database.connect(url, "health") as connection, database.ours():
+        return int(database.value(connection, WORKERS, {"host": socket.gethostname(), "seconds": LIVELY_SECONDS}))
 
 
 if __name__ == "__main__":
@@ -26,4 +29,4 @@ if __name__ == "__main__":
         found = workers(Settings.load().database_url or "")
     except ChronicleError as error:
         sys.exit(str(error))
-    sys.exit(None if found else "no worker holds a session of PostgreSQL")
+    sys.exit(None if found else "no worker has a heartbeat")

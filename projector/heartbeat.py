@@ -10,9 +10,11 @@ from typing import Any
 
 import psycopg
 
-from chronicle import database, history
+from chronicle import database, history, logs
 
 SECONDS = 2.0
+
+log = logs.get(__name__)
 
 BEAT = """
 WITH forgotten AS (
@@ -66,8 +68,17 @@ class Heartbeat:
             connection.execute(BEAT, beat, prepare=True)
             self._worker_id, self._beat = worker_id, now
             if self._keeps_history and now - self._sampled >= history.SECONDS:
-                connection.execute(history.SAMPLE, prepare=True)
                 self._sampled = now
+                self._keep_history(connection)
+
+    def _keep_history(self, connection: psycopg.Connection[Any]) -> None:
+        """Nothing else depends on it."""
+        try:
+            connection.execute(history.SAMPLE)
+        except psycopg.Error as error:
+            if connection.closed:
+                raise
+            log.warning(history.NOT_KEPT, error=database.first_line(error))
 
     def stop(self, connection: psycopg.Connection[Any]) -> None:
         """The worker ends; whoever finds its row after all removes it an hour later."""

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from urllib.request import getproxies
 
 import httpx2
 from rich.console import Console
@@ -115,8 +116,13 @@ async def _send(options: Options, source: Source, spill: Spill, sleep: Sleep, co
 
 
 async def endpoint(base: str) -> httpx2.URL:
-    """The URL to post to. Raises ChronicleError where `base` is no HTTP URL, or its host has no address."""
+    """The URL to post to. Raises ChronicleError where `base` is no HTTP URL, or its host has no address.
+
+    Behind a proxy it is the proxy that must know the host.
+    """
     url = clients.address(base, "/publish")
+    if getproxies():
+        return url
     try:
         await asyncio.get_running_loop().getaddrinfo(url.host, None)
     except (OSError, UnicodeError) as error:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from chronicle import http
+
 SECONDS = 1.0
 SHARE, MOST_SECONDS = 10, 5.0
 """Making frames takes at most a tenth of the time, unless there would then be none for longer than this."""
@@ -46,7 +48,7 @@ class Broadcast:
         self._watchers += 1
         if self._making is None:
             self._next = asyncio.get_running_loop().create_future()
-            self._making = asyncio.create_task(self._run())
+            self._making = http.service(self._run())
 
     def _leave(self) -> None:
         self._watchers -= 1

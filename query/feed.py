@@ -96,7 +96,7 @@ class Feed:
         """Counts a subscriber; there is somebody to poll for meanwhile, until the server stops."""
         self._subscribers += 1
         if not self._watchers:
-            self._watchers = [asyncio.create_task(work) for work in (self._poll(), self._await_stop(stopping))]
+            self._watchers = [http.service(work) for work in (self._poll(), self._await_stop(stopping))]
         try:
             yield
         finally:

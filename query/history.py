@@ -9,21 +9,20 @@ import psycopg
 
 COLUMNS = ("minutes", "received", "unique", "duplicates", "conflicts", "failed", "in_flight")
 
-# What is less than in the minute before was reset meanwhile, or (failed) tried again: it counts from 0.
-BY_MINUTE = """
+# Where less was received than in the minute before, there was a reset, and all counts from 0. Else only `failed` can be
+# less: what had failed was tried again.
+BROUGHT = """
+       CASE WHEN received >= lag(received) OVER time THEN greatest({0} - lag({0}) OVER time, 0)
+            WHEN received < lag(received) OVER time THEN {0} END"""
+
+BY_MINUTE = f"""
 WITH kept AS (
     SELECT minute, received, processed, dropped - conflicts AS duplicates, conflicts, failed,
            received - processed - dropped - failed AS in_flight
     FROM history
     WHERE minute >= date_trunc('minute', clock_timestamp()) - make_interval(mins => %(minutes)s + 1)
 )
-SELECT minute,
-       CASE WHEN received < lag(received) OVER time THEN received ELSE received - lag(received) OVER time END,
-       CASE WHEN processed < lag(processed) OVER time THEN processed ELSE processed - lag(processed) OVER time END,
-       CASE WHEN duplicates < lag(duplicates) OVER time THEN duplicates
-            ELSE duplicates - lag(duplicates) OVER time END,
-       CASE WHEN conflicts < lag(conflicts) OVER time THEN conflicts ELSE conflicts - lag(conflicts) OVER time END,
-       CASE WHEN failed < lag(failed) OVER time THEN failed ELSE failed - lag(failed) OVER time END,
+SELECT minute, {",".join(map(BROUGHT.format, ("received", "processed", "duplicates", "conflicts", "failed")))},
        in_flight
 FROM kept
 WINDOW time AS (ORDER BY minute)

@@ -5,7 +5,6 @@ These two are the page's own, change with it, and are not in the OpenAPI documen
 
 from __future__ import annotations
 
-from email.message import Message
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,9 +90,8 @@ def prefers_html(accept: list[str]) -> bool:
 
 
 def _weighted(entry: str) -> tuple[str, float]:
-    message = Message()
-    message["content-type"] = entry.strip()
+    kind, *parameters = [part.strip().lower() for part in entry.split(";")]
     try:
-        return message.get_content_type(), float(str(message.get_param("q", "1")))
+        return kind, float(next((part[2:] for part in parameters if part.startswith("q=")), "1"))
     except ValueError:
-        return message.get_content_type(), 0.0
+        return kind, 0.0

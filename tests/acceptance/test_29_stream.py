@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -125,8 +124,9 @@ def test_a_position_that_was_not_given_yet_is_waited_for(api: Api) -> None:
     with Subscriber(api.url, [topic], "now") as now:
         far = int(now.last_event_id) + 10**6 * POSITION_STEP
         with Subscriber(api.url, [topic], far) as later:
-            api.publish_settled(topic, event(topic, "a"))
-            now.until(lambda: now.messages)
+            for name in "abc":  # each after the service has looked whether there is something new for `later`
+                api.publish_settled(topic, event(topic, name))
+                now.until(lambda name=name: name in now.ids())
             assert later.messages == []
 
 
@@ -140,9 +140,7 @@ def test_streams_end_at_once_when_the_system_stops(own_stack: Stack) -> None:
             connection.request("GET", "/events/stream")
             answers.append(connection.getresponse())
             assert answers[-1].readline().startswith(b"id: ")
-        began = time.monotonic()
         own_stack.stop()
-        assert time.monotonic() - began < 8
         for answer in answers:
             assert b"data" not in answer.read()  # to a proper end: IncompleteRead otherwise
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from given import event, receive, until_blocked
 from servers import eventually
+from structlog.testing import capture_logs
 
 from chronicle import database, history
 from chronicle.errors import DatabaseAway
@@ -164,7 +165,8 @@ async def test_a_database_that_refuses_to_be_looked_at_makes_the_service_not_rea
     database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("command.watch.INTERVAL_SECONDS", 0.01)
-    db.execute("ALTER TABLE history ADD CONSTRAINT no CHECK (received < 0)")
+    for lane in (1, 2):
+        db.execute("INSERT INTO stats (topic, lane, received) VALUES ('much', %s, 2::numeric ^ 62)", [lane])
     watch = Watch(database_url, lambda _: None)
     looking = asyncio.create_task(watch.run())
 
@@ -176,10 +178,37 @@ async def test_a_database_that_refuses_to_be_looked_at_makes_the_service_not_rea
         return ""
 
     await asyncio.to_thread(eventually, lambda: "PostgreSQL refuses" in problem())
-    db.execute("ALTER TABLE history DROP CONSTRAINT no")
+    db.execute("DELETE FROM stats")
     await asyncio.to_thread(eventually, lambda: not problem())
     looking.cancel()
     await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_nothing_but_the_history_waits_for_its_table(
+    database_url: str, queue: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, always_due: None
+) -> None:
+    monkeypatch.setattr("command.watch.INTERVAL_SECONDS", 0.01)
+    looks: list[int] = []
+    watch = Watch(database_url, looks.append)
+    worker = Worker(database_url, queue, threading.Event(), keeps_history=True)
+    looking = asyncio.create_task(watch.run())
+    with capture_logs() as logged:
+        with db.transaction():
+            db.execute("LOCK TABLE history")
+            await asyncio.to_thread(worker.run_once)
+            await asyncio.to_thread(eventually, lambda: len(looks) > 2)
+            watch.check()
+        db.execute("ALTER TABLE history ADD CONSTRAINT no CHECK (queued < 0) NOT VALID")
+        await asyncio.to_thread(worker.run_once)
+        seen = len(looks)
+        await asyncio.to_thread(eventually, lambda: len(looks) > seen + 2)
+        watch.check()
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+    worker.close()
+    errors = [entry["error"] for entry in logged if entry["event"] == history.NOT_KEPT]
+    for why in ("lock timeout", "check constraint"):
+        assert sum(why in error for error in errors) >= 2  # of both
 
 
 async def test_history_goes_on_with_either_side_alone_and_after_a_restart(

@@ -137,7 +137,7 @@ async def minutes(url: str, back: int) -> dict[str, list[Any]]:
 
 async def test_history_is_what_each_minute_brought(database_url: str, db: psycopg.Connection[Any]) -> None:
     this = datetime.now(UTC).replace(second=0, microsecond=0)
-    kept = [(40, 5, 5, 0, 0, 0), (3, 10, 8, 2, 0, 1), (2, 30, 20, 6, 3, 2), (1, 4, 3, 1, 0, 0)]
+    kept = [(40, 5, 5, 0, 0, 0), (4, 10, 8, 2, 0, 1), (3, 30, 20, 6, 3, 2), (2, 30, 21, 7, 1, 2), (1, 4, 3, 1, 0, 0)]
     for ago, received, processed, dropped, failed, conflicts in kept:
         db.execute(
             "INSERT INTO history (minute, received, queued, processed, dropped, failed, conflicts) "
@@ -146,15 +146,15 @@ async def test_history_is_what_each_minute_brought(database_url: str, db: psycop
         )
     found = await minutes(database_url, 15)
     assert [datetime.fromisoformat(minute) for minute in found["minutes"]] == [
-        this - timedelta(minutes=ago) for ago in (3, 2, 1)
+        this - timedelta(minutes=ago) for ago in (4, 3, 2, 1)
     ]
-    assert found["received"] == [None, 20, 4]  # the last minute followed a reset
-    assert found["unique"] == [None, 12, 3]
-    assert found["duplicates"] == [None, 3, 1]
-    assert found["conflicts"] == [None, 1, 0]
-    assert found["failed"] == [None, 3, 0]
-    assert found["in_flight"] == [0, 1, 0]
-    assert len((await minutes(database_url, 60))["minutes"]) == 4
+    assert found["received"] == [None, 20, 0, 4]  # the last minute followed a reset
+    assert found["unique"] == [None, 12, 1, 3]
+    assert found["duplicates"] == [None, 3, 1, 1]
+    assert found["conflicts"] == [None, 1, 0, 0]
+    assert found["failed"] == [None, 3, 0, 0]  # two of the three were tried again, and are no more
+    assert found["in_flight"] == [0, 1, 1, 0]
+    assert len((await minutes(database_url, 60))["minutes"]) == 5
 
 
 async def test_all_watchers_share_what_is_made_and_nothing_is_made_for_nobody(

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import socket
 import threading
+from typing import Any
 
-from servers import eventually
+import psycopg
 from structlog.testing import capture_logs
 
 from projector import health
 from projector.worker import Worker
 
 
-def test_the_health_check_counts_the_workers_that_hold_a_session(worker: Worker, database_url: str) -> None:
+def test_the_health_check_counts_the_workers_of_this_host_that_beat(
+    worker: Worker, database_url: str, db: psycopg.Connection[Any]
+) -> None:
     assert health.workers(database_url) == 0
     worker.run_once()
     assert health.workers(database_url) == 1
-    worker.close()
-    eventually(lambda: health.workers(database_url) == 0)
+    db.execute("UPDATE workers SET seen_at = seen_at - make_interval(secs => %s)", [health.LIVELY_SECONDS])
+    assert health.workers(database_url) == 0
+    db.execute("UPDATE workers SET seen_at = now(), process = 'x' || process")
+    assert health.workers(database_url) == 0
 
 
 def test_a_worker_that_waits_says_so_once_however_often_it_tries(queue: str) -> None:

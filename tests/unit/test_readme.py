@@ -52,7 +52,7 @@ def test_every_option_is_in_the_readme() -> None:
 
 def test_make_targets_in_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)|`make (\w+)", README, re.MULTILINE):
+    for target in re.findall(r"^make ([\w-]+)|`make ([\w-]+)", README, re.MULTILINE):
         assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
 
 
