@@ -43,17 +43,32 @@ LEDGER_SAYS = {
         GROUP BY a.topic, a.action, a.created_at, a.fact_id, a.batch_id
     """,
     "stats": """
-        SELECT a.topic, a.lane, count(*) FILTER (WHERE a.action = 'RECEIVED') AS received,
-               count(*) FILTER (WHERE a.action = 'QUEUED') AS queued,
-               count(*) FILTER (WHERE a.action = 'PROCESSED') AS processed,
-               count(*) FILTER (WHERE a.action = 'DROPPED') AS dropped,
-               count(*) FILTER (WHERE a.action = 'FAILED') - count(*) FILTER (WHERE a.attempt > 0) AS failed,
-               count(*) FILTER (WHERE a.action = 'DROPPED' AND a.reason = 'conflict') AS conflicts
-        FROM {audit_log} a
-        GROUP BY a.topic, a.lane
+        WITH counted AS MATERIALIZED (
+            SELECT a.topic, a.lane, CASE WHEN a.attempt > 0 THEN a.batch_id END AS retried, count(*) AS events,
+                   count(*) FILTER (WHERE a.action = 'RECEIVED') AS received,
+                   count(*) FILTER (WHERE a.action = 'QUEUED') AS queued,
+                   count(*) FILTER (WHERE a.action = 'PROCESSED') AS processed,
+                   count(*) FILTER (WHERE a.action = 'DROPPED') AS dropped,
+                   count(*) FILTER (WHERE a.action = 'FAILED') AS failed,
+                   count(*) FILTER (WHERE a.action = 'DROPPED' AND a.reason = 'conflict') AS conflicts
+            FROM {audit_log} a
+            GROUP BY a.topic, a.lane, retried
+        )
+        SELECT topic, lane, sum(received)::bigint AS received, sum(queued)::bigint AS queued,
+               sum(processed)::bigint AS processed, sum(dropped)::bigint AS dropped, sum(failed)::bigint AS failed,
+               sum(conflicts)::bigint AS conflicts
+        FROM (
+            SELECT topic, lane, received, queued, processed, dropped, failed, conflicts FROM counted
+            UNION ALL
+            SELECT c.topic, f.lane, 0, 0, 0, 0, -c.events, 0
+            FROM counted c JOIN facts f ON f.batch_id = c.retried AND f.action = 'FAILED'
+        ) AS each_lane
+        GROUP BY topic, lane
     """,
 }
 """For each read model, the rows that the records of the relation `{audit_log}` make, in the order of COLUMNS.
+
+Events that were tried again are taken off the worker that had them FAILED, once.
 
 OFFSET 0 keeps PostgreSQL to one batch at a time: whatever it guesses of the sizes, it neither unfolds the whole ledger
 for a few batches nor compares each event with each.

@@ -38,7 +38,18 @@ all projections behind it. OFFSET keeps the filter out of the inner SELECT."""
 
 NEXT_ATTEMPT = "SELECT max(attempt) + 1, max(event_count) FROM facts WHERE batch_id = %s"
 
-FORGET = "DELETE FROM failed_events WHERE batch_id = %(batch_id)s AND position = ANY (%(positions)s::int[])"
+FORGET = """
+WITH forgotten AS (
+    DELETE FROM failed_events WHERE batch_id = %(batch_id)s AND position = ANY (%(positions)s::int[]) RETURNING topic
+)
+INSERT INTO stats (topic, lane, failed)
+SELECT topic, (SELECT lane FROM facts WHERE batch_id = %(batch_id)s AND action = 'FAILED'), -count(*)
+FROM forgotten
+GROUP BY topic
+ORDER BY topic
+ON CONFLICT (topic, lane) DO UPDATE SET failed = stats.failed + excluded.failed
+"""
+"""They are taken off the worker that had them FAILED. A batch has one such fact: what fails again is none."""
 
 
 def show(url: str, topic: str | None, event_id: str | None) -> None:

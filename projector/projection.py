@@ -161,8 +161,7 @@ WITH lost AS MATERIALIZED (
 INSERT INTO stats (topic, lane, processed, dropped, failed, conflicts)
 SELECT topic, %(worker_id)s, coalesce(sum(event_count) FILTER (WHERE action = 'PROCESSED'), 0),
        coalesce(sum(event_count) FILTER (WHERE action = 'DROPPED'), 0),
-       coalesce(sum(CASE WHEN action = 'FAILED' THEN event_count WHEN %(attempt)s::int > 0 THEN -event_count END), 0),
-       coalesce(max(conflicts), 0)
+       coalesce(sum(event_count) FILTER (WHERE action = 'FAILED'), 0), coalesce(max(conflicts), 0)
 FROM tally LEFT JOIN conflicted USING (topic)
 GROUP BY topic
 ORDER BY topic

@@ -9,10 +9,13 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy
+from alembic.config import Config
 from given import event, receive, until_blocked
 from servers import eventually
 
-from chronicle import database, rebuild, verify
+from alembic import command
+from chronicle import database, rebuild, schema, verify
 from chronicle.errors import DatabaseAway
 from chronicle.ledger import new_batch_id
 from command.dispatch import Dispatcher
@@ -29,7 +32,7 @@ async def poison(url: str, db: psycopg.Connection[Any]) -> None:
     same, other = event("a"), event("poison-1", payload={"n": 2})
     batches = await receive(url, [event("a"), event("poison-1"), event("poison-2", topic="u")], [same, other])
     for batch_id in batches:
-        project_apart(db, batch_id, 0)
+        project_apart(db, batch_id, 7)  # who tries again has another number
 
 
 def broken(url: str) -> list[str]:
@@ -81,12 +84,31 @@ async def test_a_retry_that_succeeds_is_recorded_and_counted(database_url: str, 
         2,
         0,
     )
+    assert db.execute("SELECT DISTINCT failed FROM stats").fetchall() == [(0,)]
     trail = db.execute(
         "SELECT action, reason FROM audit_log WHERE event_id = 'poison-1' AND worker_id IS NOT NULL ORDER BY created_at"
     ).fetchall()
     assert [row[0] for row in trail] == ["FAILED", "FAILED", "PROCESSED", "DROPPED"]
     assert trail[3] == ("DROPPED", "conflict")
     assert broken(database_url) == []
+
+
+async def test_retries_of_an_older_version_are_taken_off_who_failed(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    await poison(database_url, db)
+    db.execute(CURE)
+    failed.retry(database_url, None, None)
+    counted = db.execute("SELECT * FROM stats ORDER BY topic, lane").fetchall()
+    config = Config()
+    config.set_main_option("script_location", str(schema.scripts()))
+    engine = sqlalchemy.create_engine(database_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as config.attributes["connection"]:
+        command.downgrade(config, "0008")
+    engine.dispose()
+    assert database.value(db, "SELECT min(failed) FROM stats") == -2
+    schema.migrate(database_url)
+    assert db.execute("SELECT * FROM stats ORDER BY topic, lane").fetchall() == counted
 
 
 async def test_neighbours_are_tried_at_once(database_url: str, db: psycopg.Connection[Any]) -> None:
