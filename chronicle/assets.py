@@ -20,22 +20,29 @@ def serve(app: FastAPI, path: str, folder: Path) -> None:
     files = StaticFiles(directory=folder)
 
     async def asset(request: Request) -> Response:
-        return cached(await files.get_response(request.path_params["name"], request.scope))
+        return await file(files, request.path_params["name"], request)
 
     app.router.add_route(f"{path}/{{name}}", asset, methods=["GET"], include_in_schema=False)
 
 
-def cached(response: Response) -> Response:
-    """The answer with a file, which browsers keep, and ask for each time whether it is still the same."""
+async def file(files: StaticFiles, name: str, request: Request) -> Response:
+    """The answer with a file, which browsers keep, and ask for each time whether it is still the same.
+
+    The whole of it, whatever range is asked for (RFC 9110, 14.2): Starlette would answer some with an error of its own.
+    """
+    request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
+    response = await files.get_response(name, request.scope)
     response.headers["Cache-Control"] = "no-cache"
+    response.headers["Accept-Ranges"] = "none"
     return response
 
 
-def page(response: Response, policy: str = POLICY) -> Response:
+async def page(files: StaticFiles, name: str, request: Request, policy: str = POLICY) -> Response:
     """The answer with a page, which loads nothing from elsewhere and runs no script that stands in it."""
+    response = await file(files, name, request)
     response.headers["Content-Security-Policy"] = policy
     response.headers["Referrer-Policy"] = "no-referrer"
-    return cached(response)
+    return response
 
 
 def document(app: FastAPI) -> None:
@@ -43,7 +50,7 @@ def document(app: FastAPI) -> None:
     files = StaticFiles(directory=HERE)
 
     async def docs(request: Request) -> Response:
-        return page(await files.get_response("docs.html", request.scope), DOCS_POLICY)
+        return await page(files, "docs.html", request, DOCS_POLICY)
 
     app.router.add_route("/docs", docs, methods=["GET"], include_in_schema=False)
     serve(app, "/docs", HERE)

@@ -100,7 +100,9 @@ def _refused(_: Request, error: Exception) -> JSONResponse:
 
 def _http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    headers = dict(error.headers) if error.headers else None
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":  # each of them answers HEAD as well
+        headers["Allow"] = "GET, HEAD"
     return problems(error.status_code, Problem(type="http_error", loc=[], msg=str(error.detail)), headers=headers)
 
 

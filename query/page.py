@@ -43,7 +43,7 @@ def add_routes(app: FastAPI, sessions: Sessions, client: redis.asyncio.Redis | N
     async def root(request: Request) -> Response:
         """That it runs; a browser gets the page."""
         if prefers_html(request.headers.getlist("accept")):
-            response = assets.page(await files.get_response("dashboard.html", request.scope))
+            response = await assets.page(files, "dashboard.html", request)
         else:
             response = JSONResponse(GREETING)
         response.headers["Vary"] = "Accept"

@@ -100,7 +100,8 @@ def test_a_path_that_cannot_be_is_refused(api: Api, path: str, gateway: bool) ->
 def test_another_method_is_a_405_that_names_the_allowed_one(api: Api, method: str, path: str) -> None:
     answer = api.http.request(method, path)
     problems(answer, 405)
-    assert ROUTES[path].upper() in answer.headers["allow"]
+    allowed = ROUTES[path].upper()
+    assert answer.headers["allow"] == ("GET, HEAD" if allowed == "GET" else allowed)
 
 
 def test_unknown_query_parameters_do_no_harm(api: Api) -> None:

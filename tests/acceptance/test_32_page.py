@@ -64,6 +64,14 @@ def test_a_page_runs_nothing_that_stands_in_it_and_loads_nothing_from_elsewhere(
     assert not ELSEWHERE.search(answer.text)
 
 
+@pytest.mark.parametrize("asked", ["lines=1-2", "bytes=99999999-", "bytes=5-2", "bytes=", "bytes=-0", "bytes=0-1"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/assets/format.js", "/docs/swagger-ui.css"])
+def test_of_a_file_there_are_no_parts(api: Api, path: str, asked: str) -> None:
+    answer = api.http.get(path, headers={"accept": BROWSER, "range": asked})
+    assert (answer.status_code, answer.headers["accept-ranges"]) == (200, "none")
+    assert answer.content == api.http.get(path, headers={"accept": BROWSER}).content
+
+
 def files(api: Api, path: str) -> Iterator[str]:
     """All that a page loads, and what that loads in turn."""
     waiting, seen = re.findall(r"(?:src|href)=\"(/[^\"]+\.\w+)\"", page(api, path).text), set[str]()
