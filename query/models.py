@@ -94,7 +94,8 @@ class Step(BaseModel):
 
 
 class Sighting(BaseModel):
-    """One time that the event was received; `payload` is null where it equals the stored one, `outcome` in flight."""
+    """One time that the event was received; `outcome` is null in flight. `payload` is null where it
+    equals the stored one; of conflicts also where those before it have 32 MiB already, or stand in batches of 512."""
 
     batch_id: UUID
     position: int

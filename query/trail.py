@@ -139,11 +139,12 @@ def _not_there(state: str) -> NotThere:
     return NotThere(state, ["path", "event_id"], NOT_STORED[state])
 
 
-READ_BYTES = 128 * 2**20
-"""A trail has no further payloads where so much was read for them: each is found among all payloads of its batch."""
+READ_BYTES = 512 * 2**20
+"""A trail has no further payloads where so much was read for them: those of a batch are read together."""
 
 # Batches have ids in order of time. The sighting that is stored comes first, even where it was not received first.
-# Payloads are read as for a page of /events. Of an array, `[:]` has the size that it has when it is read.
+# Of an array, `[:]` has the size that it has when it is read. Payloads are measured one batch after the other, and no
+# further than they are shown: to read and sort all of them took seconds.
 TRAIL = f"""
 WITH sighted AS (
     SELECT batch_id, position, 'PROCESSED' AS outcome, NULL AS reason FROM processed_events WHERE {KEY}
@@ -159,29 +160,45 @@ WITH sighted AS (
     LIMIT %(limit)s
 ), sightings AS MATERIALIZED (
     SELECT shown.*, r.sources[shown.position] AS source, r.timestamps[shown.position] AS "timestamp",
-           CASE WHEN reason = 'duplicate' THEN NULL ELSE r.payloads END AS payloads,
            (SELECT request.id
             FROM (SELECT q.id, sum(q.size) OVER (ORDER BY q.number) AS last
                   FROM unnest(r.request_ids, r.request_sizes) WITH ORDINALITY AS q(id, size, number)) AS request
             WHERE request.last >= shown.position ORDER BY request.last LIMIT 1) AS request_id
     FROM shown
     JOIN facts r ON r.batch_id = shown.batch_id AND r.action = 'RECEIVED'
+), batches AS MATERIALIZED (
+    SELECT wanted.number, r.batch_id, r.payloads
+    FROM (
+        SELECT batch_id, min(number) AS number FROM shown
+        WHERE reason IS DISTINCT FROM 'duplicate' GROUP BY batch_id
+    ) AS wanted
+    JOIN facts r ON r.batch_id = wanted.batch_id AND r.action = 'RECEIVED'
 ), beyond AS MATERIALIZED (
     SELECT number
     FROM (
-        SELECT number, sum(octet_length(payloads[position]::text)) OVER so_far AS bytes,
-               sum(pg_column_size(payloads[:])) OVER so_far AS read_bytes
-        FROM sightings
-        WINDOW so_far AS (ORDER BY number ROWS UNBOUNDED PRECEDING)
+        SELECT number, sum(pg_column_size(payloads[:])) OVER so_far AS read_bytes,
+               sum((SELECT sum(octet_length(e.payload::text))
+                    FROM unnest(payloads) WITH ORDINALITY AS e(payload, position)
+                    WHERE (batch_id, e.position) IN (SELECT batch_id, position FROM shown))) OVER so_far AS bytes
+        FROM batches
+        WINDOW so_far AS (ORDER BY number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
     ) AS measured
     WHERE bytes > %(bytes)s OR read_bytes > %(read_bytes)s
     ORDER BY number
     LIMIT 1
+), paid AS (
+    SELECT s.number, e.payload::text AS payload,
+           sum(octet_length(e.payload::text)) OVER (ORDER BY s.number ROWS UNBOUNDED PRECEDING) AS bytes
+    FROM batches b
+    CROSS JOIN LATERAL unnest(b.payloads) WITH ORDINALITY AS e(payload, position)
+    JOIN shown s ON s.batch_id = b.batch_id AND s.position = e.position AND s.reason IS DISTINCT FROM 'duplicate'
+    WHERE b.number < coalesce((SELECT number FROM beyond), b.number + 1)
 )
 SELECT s.count, s.batch_id, s.position, s.source, s."timestamp",
-       CASE WHEN s.number >= (SELECT number FROM beyond) THEN NULL ELSE s.payloads[s.position]::text END, s.request_id,
-       s.outcome, told.actions, told.moments, told.workers, told.attempts, told.reasons
+       CASE WHEN p.bytes <= %(bytes)s THEN p.payload END, s.request_id, s.outcome,
+       told.actions, told.moments, told.workers, told.attempts, told.reasons
 FROM sightings s
+LEFT JOIN paid p USING (number)
 CROSS JOIN LATERAL (
     SELECT array_agg(f.action ORDER BY f.recorded_at, f.id) AS actions,
            array_agg(f.recorded_at ORDER BY f.recorded_at, f.id) AS moments,

@@ -119,7 +119,7 @@ function Sighting({ sighting, stored }) {
 }
 
 function Difference({ sighting, stored }) {
-  if (sighting.payload === null || stored.payload === null) return html`<p class="quiet">Its payload is too large to show.</p>`;
+  if (sighting.payload === null || stored.payload === null) return html`<p class="quiet">Payloads end here: they would be too many bytes to show.</p>`;
   const shown = (value) => (value === undefined ? html`<span class="quiet">not there</span>` : write(value));
   return html`
     <div class="scroll">

@@ -179,7 +179,19 @@ async def test_a_trail_is_bounded_in_what_is_read_for_its_payloads(
         project(db, [batch_id], 0)
     monkeypatch.setattr(trail, "READ_BYTES", 3 * LARGE_BYTES)
     payloads = [sighting["payload"] for sighting in (await ask(database_url, "t", "e"))["sightings"]]
-    assert payloads == [{"n": 0}, {"n": 1}, None, None]
+    assert payloads == [{"n": 0}, {"n": 1}, {"n": 2}, None]
+
+
+async def test_of_a_batch_all_conflicts_have_their_payloads(
+    database_url: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its payloads are read once, whatever of them is shown."""
+    fill = event("other", payload={"message": "0" * LARGE_BYTES})
+    [batch_id] = await receive(database_url, [fill, *[event("e", payload={"n": n}) for n in range(20)]])
+    project(db, [batch_id], 0)
+    monkeypatch.setattr(trail, "READ_BYTES", 2 * LARGE_BYTES)
+    payloads = [sighting["payload"] for sighting in (await ask(database_url, "t", "e"))["sightings"]]
+    assert payloads == [{"n": n} for n in range(20)]
 
 
 BATCHES, SIZE = 1000, 20
