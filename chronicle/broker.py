@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
@@ -92,6 +92,18 @@ def group_is_gone(error: Exception) -> bool:
     redis-py has no error class of its own for either.
     """
     return isinstance(error, redis.ResponseError) and str(error).startswith(("NOGROUP", "UNBLOCKED"))
+
+
+def forget_dead(client: redis.Redis) -> None:
+    """Removes tickets that the group has passed and that nobody holds: nobody would ever be given them.
+
+    None of ours comes to that by itself: somebody moved the group, or removed a consumer that held some.
+    """
+    with suppress(redis.ResponseError):  # the user of REDIS_URL may not, or the stream is gone
+        groups: Any = client.xinfo_groups(STREAM)
+        for last in (group["last-delivered-id"] for group in groups if group["name"] == GROUP and not group["pending"]):
+            client.xtrim(STREAM, minid=last, approximate=False)
+            client.xdel(STREAM, last)
 
 
 def older_tickets(url: str, seconds: int, most: int = 10_000) -> dict[str, str]:

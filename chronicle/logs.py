@@ -52,7 +52,7 @@ def configure(service: str) -> None:
         entry["service"] = service
         return entry
 
-    terminal = sys.stderr.isatty()
+    terminal = bool(sys.stderr and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         named,

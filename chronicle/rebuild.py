@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -16,7 +16,9 @@ from chronicle.errors import ChronicleError
 from chronicle.ledger import READ_MODELS
 from chronicle.replay import COLUMNS, LEDGER_SAYS
 
-SCHEMA = "rebuild"
+SCHEMA = "chronicle_rebuild"
+"""Is ours alone: whatever is in it is dropped."""
+
 REBUILD_LOCK = 0x43570002_00000000
 
 LOCK_WAIT = "500ms"
@@ -35,25 +37,25 @@ WHERE relation = ANY (%s::regclass[]) AND granted AND pid <> pg_backend_pid()
 """
 
 NOTE_FRESH_FACTS = """
-CREATE TABLE rebuild.fresh AS
+CREATE TABLE chronicle_rebuild.fresh AS
 SELECT f.id, f.batch_id, f.action, f.attempt
 FROM facts f
-WHERE f.recorded_at >= %(since)s AND NOT EXISTS (SELECT FROM rebuild.replayed r WHERE r.id = f.id)
+WHERE f.recorded_at >= %(since)s AND NOT EXISTS (SELECT FROM chronicle_rebuild.replayed r WHERE r.id = f.id)
 """
 
 FRESH = """(
     SELECT audit_log.*
-    FROM rebuild.fresh n JOIN audit_log ON audit_log.batch_id = n.batch_id AND audit_log.fact_id = n.id
+    FROM chronicle_rebuild.fresh n JOIN audit_log ON audit_log.batch_id = n.batch_id AND audit_log.fact_id = n.id
 )"""
 
 REMOVE_RETRIED = """
-DELETE FROM rebuild.failed_events d
-USING rebuild.fresh n JOIN facts f USING (batch_id, action, attempt)
+DELETE FROM chronicle_rebuild.failed_events d
+USING chronicle_rebuild.fresh n JOIN facts f USING (batch_id, action, attempt)
 WHERE f.attempt > 0 AND d.batch_id = f.batch_id AND d.position = ANY (f.positions)
 """
 
 ADD_STATS = f"""
-INSERT INTO rebuild.stats ({COLUMNS["stats"]}) {LEDGER_SAYS["stats"].format(audit_log=FRESH)}
+INSERT INTO chronicle_rebuild.stats ({COLUMNS["stats"]}) {LEDGER_SAYS["stats"].format(audit_log=FRESH)}
 ON CONFLICT (topic, lane) DO UPDATE SET
     received = stats.received + excluded.received, queued = stats.queued + excluded.queued,
     processed = stats.processed + excluded.processed, dropped = stats.dropped + excluded.dropped,
@@ -65,15 +67,21 @@ def rebuild(url: str) -> None:
     """Makes the read models again from the ledger, beside the live ones, and puts them in their place.
 
     The services go on; they wait only while the last few facts are replayed and the tables change places. Raises
-    ChronicleError where a rebuild or a reset runs, where the schema is another version's, or where others leave no
-    moment for the swap.
+    ChronicleError where a rebuild or a reset runs, where the schema is another version's, where something of the
+    user's depends on a read model, or where others leave no moment for the swap.
     """
     with database.connect(url, "rebuild", statement_timeout="0") as connection, database.ours(), _alone(connection):
-        _make_tables(connection)
-        since = database.value(connection, "SELECT clock_timestamp() - interval '10 minutes'")
-        _replay(connection, "-infinity")
-        _replay(connection, since)
-        _exclusively(connection, lambda: _swap(connection, since))
+        try:
+            _make_tables(connection)
+            since = database.value(connection, "SELECT clock_timestamp() - interval '10 minutes'")
+            _replay(connection, "-infinity")
+            _replay(connection, since)
+            _exclusively(connection, lambda: _swap(connection, since))
+        except pg.DependentObjectsStillExist as error:
+            raise ChronicleError(f"{error.diag.message_primary}: {error.diag.message_detail}") from None
+        finally:
+            with suppress(psycopg.Error):
+                connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
         for table in READ_MODELS:
             connection.execute(f"ANALYZE {table}")
 
@@ -108,7 +116,7 @@ def _make_tables(connection: psycopg.Connection[Any]) -> None:
     with connection.transaction():
         connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
         connection.execute(f"CREATE SCHEMA {SCHEMA}")
-        connection.execute("CREATE TABLE rebuild.replayed (id bigint PRIMARY KEY)")
+        connection.execute("CREATE TABLE chronicle_rebuild.replayed (id bigint PRIMARY KEY)")
         metadata.create_all(engine, checkfirst=False)
 
 
@@ -119,15 +127,15 @@ def _replay(connection: psycopg.Connection[Any], since: Any) -> None:
     """
     with connection.transaction():
         connection.execute(NOTE_FRESH_FACTS, {"since": since})
-        connection.execute("ANALYZE rebuild.fresh")
+        connection.execute("ANALYZE chronicle_rebuild.fresh")
         for table in READ_MODELS:
             if table != "stats":
                 rows = LEDGER_SAYS[table].format(audit_log=FRESH)
                 connection.execute(f"INSERT INTO {SCHEMA}.{table} ({COLUMNS[table]}) {rows}")
         connection.execute(REMOVE_RETRIED)
         connection.execute(ADD_STATS)
-        connection.execute("INSERT INTO rebuild.replayed SELECT id FROM rebuild.fresh")
-        connection.execute("DROP TABLE rebuild.fresh")
+        connection.execute("INSERT INTO chronicle_rebuild.replayed SELECT id FROM chronicle_rebuild.fresh")
+        connection.execute("DROP TABLE chronicle_rebuild.fresh")
 
 
 OWNER = "SELECT quote_ident(pg_get_userbyid(relowner)) FROM pg_class WHERE oid = 'facts'::regclass"
@@ -151,7 +159,10 @@ def reset(url: str, redis_url: str) -> None:
     """
     client = broker.connect(redis_url)
     with broker.ours():
-        client.ping()
+        client.delete(
+            broker.STREAM
+        )  # a ticket that is sent from now on names a batch that is no more, and does no harm
+    client.close()
 
     def empty() -> None:
         connection.execute("ALTER TABLE facts DISABLE TRIGGER facts_no_truncate")
@@ -160,9 +171,6 @@ def reset(url: str, redis_url: str) -> None:
 
     with database.connect(url, "reset") as connection, database.ours(), _alone(connection):
         _exclusively(connection, empty)
-    with broker.ours():
-        client.delete(broker.STREAM)
-    client.close()
 
 
 def _exclusively(connection: psycopg.Connection[Any], work: Callable[[], None]) -> None:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TypedDict, cast
 
+from chronicle.errors import ChronicleError
+
 
 class Part(TypedDict, total=False):
     """One running part: its process, and where it answers; the projector has an address for its metrics alone."""
@@ -22,12 +24,18 @@ def path(home: Path) -> Path:
 
 
 def read(home: Path) -> dict[str, Part]:
-    """The parts by name (supervisor, postgres, broker, api, projector); empty where nothing runs."""
+    """The parts by name (supervisor, postgres, broker, api, projector); empty where nothing runs.
+
+    Raises ChronicleError where the file is somebody else's.
+    """
     try:
         said = json.loads(path(home).read_text())
+    except PermissionError as error:
+        raise ChronicleError(f"{path(home)} cannot be read: {error.strerror}") from None
     except (OSError, ValueError):
         return {}
-    return cast(dict[str, Part], said) if isinstance(said, dict) else {}
+    whole = isinstance(said, dict) and all(isinstance(part, dict) for part in said.values())
+    return cast(dict[str, Part], said) if whole else {}
 
 
 def write(home: Path, parts: dict[str, Part]) -> None:

@@ -261,13 +261,15 @@ NO_STATISTICS = "ALTER TABLE facts " + ", ".join(
 grown by a tenth, for estimates that no statement needs.
 """
 
-APPEND_ONLY = """
-CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+REFUSE_CHANGE = """
 BEGIN
     RAISE EXCEPTION 'the ledger is append-only: % on % is refused', TG_OP, TG_TABLE_NAME
         USING ERRCODE = 'restrict_violation';
 END
-$$;
+"""
+
+APPEND_ONLY = f"""
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $${REFUSE_CHANGE}$$;
 CREATE TRIGGER facts_append_only BEFORE UPDATE OR DELETE ON facts FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER facts_no_truncate BEFORE TRUNCATE ON facts FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()
 """

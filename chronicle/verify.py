@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import psycopg
 
 from chronicle import broker, database, schema, screen
 from chronicle.errors import BrokerAway
 from chronicle.ledger import READ_MODELS
 from chronicle.replay import COLUMNS, LEDGER_SAYS
+from chronicle.tables import REFUSE_CHANGE
 
 OVERDUE_SECONDS = 30
 EXAMPLES = 3
@@ -73,8 +77,11 @@ CHECKS = (
         SELECT 'dropped, and none stored: ' || topic || ' / ' || event_id FROM dropped_events d
         WHERE NOT EXISTS (SELECT FROM processed_events p WHERE p.event_id = d.event_id AND p.topic = d.topic)
         UNION ALL
-        SELECT 'the unique constraint is gone'
-        WHERE to_regclass('uq_processed_events_event_id_topic') IS NULL
+        SELECT 'the unique constraint is gone' WHERE NOT EXISTS (
+            SELECT FROM pg_constraint
+            WHERE conrelid = 'processed_events'::regclass AND contype = 'u'
+              AND conname = 'uq_processed_events_event_id_topic'
+        )
         """,
     ),
     Check(
@@ -133,6 +140,10 @@ CHECKS = (
         FROM facts f JOIN facts r ON r.batch_id = f.batch_id AND r.action = 'RECEIVED'
         WHERE f.event_count <> coalesce(cardinality(f.positions), r.event_count)
            OR EXISTS (SELECT FROM unnest(f.positions) AS p WHERE p NOT BETWEEN 1 AND r.event_count)
+           OR f.action IN ('RECEIVED', 'QUEUED') AND f.event_count <> r.event_count
+        UNION ALL
+        SELECT action || ' by worker ' || coalesce(worker_id::text, 'nobody') || ': batch ' || batch_id FROM facts
+        WHERE worker_id IS DISTINCT FROM CASE WHEN action NOT IN ('RECEIVED', 'QUEUED') THEN lane END
         """,
     ),
     Check(
@@ -145,17 +156,27 @@ CHECKS = (
             AS before(action, next) ON before.next = f.action
         LEFT JOIN facts b ON b.batch_id = f.batch_id AND b.action = before.action AND b.attempt = 0
         WHERE (b.recorded_at <= f.recorded_at) IS NOT TRUE
+        UNION ALL
+        SELECT 'batch ' || again.batch_id || ': ' || again.action || ' of another try without, or before, FAILED'
+        FROM facts again
+        LEFT JOIN facts failed ON failed.batch_id = again.batch_id AND failed.action = 'FAILED' AND failed.attempt = 0
+        WHERE again.attempt > 0 AND (again.action <> 'FAILED' AND failed.recorded_at <= again.recorded_at) IS NOT TRUE
         """,
     ),
     Check(
         5,
         "facts cannot be changed or removed",
-        """
+        f"""
         SELECT 'trigger ' || wanted || ' is missing or off' FROM unnest(ARRAY['facts_append_only', 'facts_no_truncate'])
             AS wanted
         WHERE NOT EXISTS (
             SELECT FROM pg_trigger
-            WHERE tgname = wanted AND tgrelid = 'facts'::regclass AND tgenabled IN ('O', 'A')
+            WHERE tgname = wanted AND tgrelid = 'facts'::regclass AND tgenabled IN ('O', 'A') AND tgqual IS NULL
+              AND tgtype = CASE wanted WHEN 'facts_append_only' THEN 27 ELSE 34 END
+        )
+        UNION ALL
+        SELECT 'the triggers refuse nothing' WHERE NOT EXISTS (
+            SELECT FROM pg_proc WHERE oid = to_regproc('refuse_change') AND prosrc = $refuse${REFUSE_CHANGE}$refuse$
         )
         UNION ALL
         SELECT CASE held.grantee WHEN 0 THEN 'everybody' ELSE pg_get_userbyid(held.grantee)::text END
@@ -163,6 +184,11 @@ CHECKS = (
         FROM pg_class CROSS JOIN LATERAL aclexplode(relacl) AS held
         WHERE pg_class.oid = 'facts'::regclass AND held.grantee <> relowner
           AND held.privilege_type IN ('UPDATE', 'DELETE', 'TRUNCATE')
+        UNION ALL
+        SELECT CASE held.grantee WHEN 0 THEN 'everybody' ELSE pg_get_userbyid(held.grantee)::text END
+               || ' may ' || held.privilege_type || ' facts.' || attname
+        FROM pg_attribute CROSS JOIN LATERAL aclexplode(attacl) AS held
+        WHERE attrelid = 'facts'::regclass AND held.privilege_type = 'UPDATE'
         """,
     ),
     Check(
@@ -246,8 +272,17 @@ def run(database_url: str) -> Iterator[tuple[int, str, list[str]]]:
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             for check in CHECKS:
-                found = connection.execute(SOME.format(check.violations)).fetchall()
-                yield check.invariant, check.name, _some([text for text, _ in found], found[0][1] if found else 0)
+                yield check.invariant, check.name, _violations(connection, check)
+
+
+def _violations(connection: psycopg.Connection[Any], check: Check) -> list[str]:
+    """Those of one check. That it cannot be made, of a payload that is none say, is one too, and stops no other."""
+    try:
+        with connection.transaction():  # a savepoint
+            found = connection.execute(SOME.format(check.violations)).fetchall()
+    except (psycopg.DataError, psycopg.InternalError) as error:
+        return [f"cannot be checked: {database.first_line(error)}"]
+    return _some([text for text, _ in found], found[0][1] if found else 0)
 
 
 SOME = f"SELECT violation, count(*) OVER () FROM ({{}}) AS found(violation) LIMIT {EXAMPLES}"

@@ -209,12 +209,13 @@ class Receiver:
             except ChronicleError as error:
                 if current:
                     await current.give_up()
-                current, again = None, True
                 if time.monotonic() > deadline or isinstance(error, SchemaBehind):
                     raise
                 metrics.RECEIVE_RETRIES.inc()
-                request_ids = [request.request_id for request in requests[: logs.MOST_NAMED]]
-                log.warning("commit is tried again", batch_id=str(batch_id), request_ids=request_ids, error=str(error))
+                if not again:
+                    ids = [request.request_id for request in requests[: logs.MOST_NAMED]]
+                    log.warning("commit is tried again", batch_id=str(batch_id), request_ids=ids, error=str(error))
+                current, again = None, True
                 await asyncio.sleep(0.1)
             else:
                 self._in_flight += len(events)  # until the next look at the database

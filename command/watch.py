@@ -65,6 +65,10 @@ class Watch:
                 await self._look(connection)
                 await self._keep_history(connection)
                 self._problem = None
+                if self._unsafe and not self._allow_unsafe:
+                    # What is set for a database or a role reaches new sessions alone.
+                    await connection.close()
+                    connection = None
             except (ChronicleError, psycopg.Error) as error:
                 self._problem = database.as_ours(error)
                 if connection:

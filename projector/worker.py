@@ -222,6 +222,7 @@ class Worker:
             )
             if abandoned:
                 return Tickets(_named(abandoned), again=True)
+            broker.forget_dead(self._redis)
         return Tickets(self._read(">"), again=False)
 
     def _read(self, start: str) -> dict[str, UUID]:

@@ -47,14 +47,14 @@ def read_answer(response: httpx2.Response, count: int, now: datetime) -> Answer:
     )
 
 
-def no_answer(error: httpx2.RequestError) -> Answer:
+def no_answer(error: httpx2.RequestError | TimeoutError) -> Answer:
     """What a request without an answer says. It may have been accepted: deduplication makes another try safe."""
     match error:
         case httpx2.ConnectTimeout():
             reason = "no connection in time"
         case httpx2.ConnectError():
             reason = f"no connection: {error}"
-        case httpx2.TimeoutException():
+        case httpx2.TimeoutException() | TimeoutError():
             reason = "no answer in time"
         case _:
             reason = "connection broken before an answer came"

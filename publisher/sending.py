@@ -23,6 +23,9 @@ BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30, jitter=0.5)
 """Seconds before the next try: 0.5, 1, 2, 4, and up to half a second more so that requests do not return in step."""
 
 TIMEOUT = httpx2.Timeout(30, connect=5)
+LONGEST_SECONDS = 120
+"""For one try, however it trickles."""
+
 HEAD, TAIL = b'{"events":[', b"]}"
 REQUEST_BYTES = 8 * 2**20 - len(HEAD) - len(TAIL)
 """Of events in one request; half of what the service takes as it comes."""
@@ -137,8 +140,11 @@ class Sender:
     async def _try(self, body: bytes, count: int) -> Answer:
         started = time.perf_counter()
         try:
-            response = await self._client.post(self._url, content=body, headers={"content-type": "application/json"})
-        except httpx2.RequestError as error:
+            async with asyncio.timeout(LONGEST_SECONDS):
+                response = await self._client.post(
+                    self._url, content=body, headers={"content-type": "application/json"}
+                )
+        except (httpx2.RequestError, TimeoutError) as error:
             return no_answer(error)
         answer = read_answer(response, count, datetime.now(UTC))
         if answer.accepted:

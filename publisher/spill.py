@@ -66,7 +66,8 @@ class Spill:
         for number in count(1):
             path = self._wanted if number == 1 else numbered(self._wanted, number)
             try:
-                self._file = path.open("xb")
+                path.touch(0o600, exist_ok=False)  # payloads are nobody else's
+                self._file = path.open("r+b")
             except FileExistsError:
                 continue
             self.path = path

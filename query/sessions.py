@@ -37,6 +37,10 @@ class Sessions:
         """Ends all sessions."""
         await self._pool.close(timeout=2)
 
+    async def renew(self) -> None:
+        """Ends those that are free, and takes new ones for all."""
+        await self._pool.drain()
+
     async def ask(self, work: Work[Answer], seconds: float = ANSWER_SECONDS) -> Answer:
         """Gives what the work on a session gives. Each statement of it is a snapshot of its own.
 

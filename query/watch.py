@@ -50,7 +50,8 @@ def add_routes(app: FastAPI, sessions: Sessions, client: redis.asyncio.Redis | N
 
         version, off = await sessions.ask(look)
         schema.check(version)
-        if not allow_unsafe:
+        if off[0] and not allow_unsafe:
+            await sessions.renew()  # what a database or a role is given reaches new sessions alone
             database.check_durability(off[0])
         if verbose is None:
             return {"status": "ready"}

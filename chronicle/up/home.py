@@ -34,12 +34,17 @@ def locked(home: Path) -> Iterator[None]:
         yield
 
 
+def marks(home: Path) -> tuple[str, str]:
+    """Of the command line of our services: whose they are. Python takes any `-X`, and does nothing with this one."""
+    return "-X", f"chronicle_home={home}"
+
+
 def end_leftovers(home: Path, pause: Pause) -> None:
     """Ends services that an earlier run left, where its supervisor was killed. The servers look after their own."""
     for name, part in runfile.read(home).items():
         service = name.partition("-")[0]
         if service in ("api", "projector") and (pid := part.get("pid")):
-            end_orphan(pid, (f"-m chronicle {service} ",), [(signal.SIGTERM, 3.0)], pause)
+            end_orphan(pid, (f"{' '.join(marks(home))} -m chronicle {service} ",), [(signal.SIGTERM, 3.0)], pause)
     runfile.remove(home)
 
 

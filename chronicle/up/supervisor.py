@@ -22,7 +22,7 @@ from chronicle.runfile import Part
 from chronicle.settings import METRICS_FOLDER, METRICS_PROCESS, Settings
 from chronicle.up import banner, ports, servers
 from chronicle.up.children import Log, Step, finish, spawn, stop
-from chronicle.up.home import emptied, end_leftovers, locked
+from chronicle.up.home import emptied, end_leftovers, locked, marks
 from chronicle.up.servers import Postgres, Valkey
 from chronicle.up.wakeup import Stopped, Wakeup
 from chronicle.up.writeback import Writeback
@@ -127,6 +127,7 @@ class Supervisor:
         self._database_url = settings.database_url
         self._redis_url = settings.redis_url
         self._children: dict[str, Child] = {}
+        self._unwritten = False
 
     def run(self) -> None:
         """Starts, watches, stops. Raises Stopped, or StartError after stopping what had been started."""
@@ -198,7 +199,7 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
     ) -> Popen[bytes]:
         return spawn(
-            [sys.executable, "-m", "chronicle", *words],
+            [sys.executable, *marks(self._home), "-m", "chronicle", *words],
             environment=self._environment() | dict(environment or {}),
             death_signal=signal.SIGTERM,
             log=log,
@@ -245,7 +246,7 @@ class Supervisor:
 
     def _watch(self) -> None:
         """One round: notes what has ended, starts what is due, waits for the next event."""
-        changed = False
+        changed = self._unwritten
         for child in self._children.values():
             if (code := child.ended()) is not None:
                 changed = True
@@ -255,7 +256,7 @@ class Supervisor:
         if changed:
             self._write_runfile()
         waiting = [child.due for child in self._children.values() if child.process is None]
-        self._wakeup.pause(min(waiting) - time.monotonic() if waiting else 60)
+        self._wakeup.pause(min(waiting) - time.monotonic() if waiting else 1 if self._unwritten else 60)
 
     def _restart(self, child: Child) -> bool:
         try:
@@ -274,8 +275,11 @@ class Supervisor:
         parts |= {name: child.part() for name, child in self._children.items()}
         try:
             runfile.write(self._home, parts)
+            self._unwritten = False
         except OSError as error:
-            self._log.error("run.json cannot be written", error=str(error))
+            if not self._unwritten:
+                self._log.error("run.json cannot be written", error=str(error))
+            self._unwritten = True
 
     def _stop(self) -> None:
         """Ends the children, services first, all by the same clock, so that together they take no longer than 10 s."""

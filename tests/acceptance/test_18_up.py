@@ -20,6 +20,7 @@ from servers import ROOT, Stack, eventually, free_port, is_alive, own_environmen
 
 from chronicle import broker, runfile
 from chronicle.up import binaries, ports
+from chronicle.up.home import end_leftovers
 from chronicle.up.privileges import CAP_DAC_READ_SEARCH, Account
 
 MakeStack = Callable[..., Stack]
@@ -123,6 +124,15 @@ def test_run_json_tells_the_truth(shared: Stack) -> None:
     for name, words in {"api": "chronicle api", "projector": "chronicle projector", "postgres": "bin/postgres"}.items():
         assert words in process_field("args", parts[name]["pid"])
     assert runfile.path(shared.home).stat().st_mode & 0o077 == 0
+
+
+def test_a_copy_of_its_home_ends_nothing_of_it(shared: Stack, tmp_path: Path) -> None:
+    shutil.copy(runfile.path(shared.home), runfile.path(tmp_path))
+    before = shared.pids()
+    end_leftovers(tmp_path, time.sleep)
+    assert not runfile.path(tmp_path).exists()
+    for name in ("api", "projector"):
+        assert f"chronicle {name}" in process_field("args", before[name])
 
 
 def test_a_second_one_on_the_same_home_is_refused(shared: Stack, make_stack: MakeStack) -> None:

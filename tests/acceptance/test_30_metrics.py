@@ -22,6 +22,8 @@ from api import Api, event, fresh
 from scrape import Scrape, scrape
 from servers import ROOT, Stack, eventually, free_port
 
+from chronicle import metrics
+
 pytestmark = pytest.mark.skipif("CHRONICLE_TEST_URL" in os.environ, reason="these tests read the run.json of a system")
 
 DEPLOY = ROOT / "deploy" / "metrics"
@@ -118,6 +120,10 @@ def test_of_several_processes_each_answers_for_all_and_one_that_was_killed_is_no
     stack = Stack(tmp_path / "home", options=["--api-processes", "3", "--projector-processes", "2"])
     stack.start()
     try:
+        files = list((stack.home / "metrics").rglob("*.db"))
+        assert {file.name.rpartition("_")[0] for file in files} == set(metrics.KINDS)
+        for file in files:  # a write into a hole of a full disk ends the process
+            assert 512 * file.stat().st_blocks >= file.stat().st_size, file
         topic = fresh()
         for n in range(30):
             answer = httpx2.post(f"{stack.url}/publish", json={"events": [event(topic, str(n))]})

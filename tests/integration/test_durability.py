@@ -101,6 +101,27 @@ def test_what_may_lose_commits_is_named_and_not_published_to(
     assert {row[0] for row in rows} == {f"{name} before", f"{name} after"}
 
 
+@pytest.mark.parametrize("level", ["ALTER DATABASE chronicle", "ALTER ROLE chronicle"])
+def test_publishing_goes_on_once_what_is_set_for_new_sessions_is_right(
+    level: str, server: Postgres, queue: str
+) -> None:
+    execute(server.url, f"{level} SET synchronous_commit = off")
+    try:
+        eventually(lambda: set_to(server.url) == "off")
+        with (
+            TestClient(command_app(Settings(), server.url, queue)) as command,
+            TestClient(query_app(Settings(), server.url)) as query,
+        ):
+            for client in (command, query):
+                eventually(lambda client=client: "synchronous_commit = off" in said(client, 503), timeout=15)
+            execute(server.url, f"{level} RESET synchronous_commit")
+            for client in (command, query):
+                eventually(lambda client=client: said(client, 200), timeout=15)
+            assert publish(command, f"{level} reset") == 200
+    finally:
+        execute(server.url, f"{level} RESET synchronous_commit")
+
+
 def test_it_is_refused_from_the_first_event_on(server: Postgres, queue: str) -> None:
     with (
         switched(server.url, "fsync"),

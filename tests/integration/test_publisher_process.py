@@ -47,6 +47,8 @@ def test_an_interrupted_run_keeps_what_was_not_accepted(tmp_path: Path, number: 
     assert kept | {text.encode() for text in service.accepted} == set(LINES)
     assert len(kept) <= 950 + 3 * 5, "an answer that was still on its way leaves its outcome unknown; no other does"
     assert b"interrupted" in output
+    [file] = tmp_path.glob("*.rejected.jsonl")
+    assert file.stat().st_mode & 0o077 == 0
 
 
 def test_a_live_pipe_is_published_as_it_comes_and_an_interrupt_ends_the_wait_for_more(tmp_path: Path) -> None:

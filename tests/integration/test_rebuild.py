@@ -70,9 +70,9 @@ async def test_a_replay_takes_no_more_than_its_events(database_url: str, db: psy
     batch_ids = await receive(database_url, *batches)
     project(db, batch_ids, 0)
     events = sum(map(len, batches))
-    db.execute("CREATE SCHEMA rebuild CREATE TABLE replayed (id bigint)")
+    db.execute("CREATE SCHEMA chronicle_rebuild CREATE TABLE replayed (id bigint)")
     db.execute(rebuild.NOTE_FRESH_FACTS.encode(), {"since": "-infinity"})
-    db.execute("DELETE FROM rebuild.fresh WHERE batch_id <> %s", [batch_ids[0]])
+    db.execute("DELETE FROM chronicle_rebuild.fresh WHERE batch_id <> %s", [batch_ids[0]])
     for table, says in LEDGER_SAYS.items():
         assert work(db, says.format(audit_log="audit_log")) < 20 * events, table
         assert work(db, says.format(audit_log=rebuild.FRESH)) < 20 * len(batches[0]), table
@@ -86,7 +86,7 @@ async def test_after_a_rebuild_the_schema_is_the_same(database_url: str, db: psy
     before = db.execute(names).fetchall()
     rebuild.rebuild(database_url)
     assert db.execute(names).fetchall() == before
-    assert database.value(db, "SELECT to_regnamespace('rebuild')") is None
+    assert database.value(db, "SELECT to_regnamespace('chronicle_rebuild')") is None
 
 
 async def test_a_rebuild_while_workers_project_loses_nothing(database_url: str, db: psycopg.Connection[Any]) -> None:
@@ -113,8 +113,35 @@ async def test_what_an_interrupted_rebuild_left_is_in_nobodys_way(
 ) -> None:
     await fill(database_url, db)
     before = read_models(db)
-    db.execute("CREATE SCHEMA rebuild; CREATE TABLE rebuild.stats (left_over int)")
+    db.execute("CREATE SCHEMA chronicle_rebuild; CREATE TABLE chronicle_rebuild.stats (left_over int)")
     rebuild.rebuild(database_url)
+    assert read_models(db) == before
+
+
+async def test_what_depends_on_a_read_model_is_named_and_nothing_is_left(
+    database_url: str, db: psycopg.Connection[Any]
+) -> None:
+    await fill(database_url, db)
+    db.execute("CREATE VIEW of_theirs AS SELECT count(*) FROM processed_events; CREATE SCHEMA rebuild")
+    with pytest.raises(ChronicleError, match="view of_theirs depends on table processed_events"):
+        rebuild.rebuild(database_url)
+    assert database.value(db, "SELECT to_regnamespace('chronicle_rebuild')") is None
+    assert database.value(db, "SELECT to_regnamespace('rebuild')")
+
+
+async def test_nothing_is_reset_where_redis_can_only_be_read(
+    database_url: str, queue: str, db: psycopg.Connection[Any]
+) -> None:
+    await fill(database_url, db)
+    before = read_models(db)
+    client = broker.connect(queue)
+    client.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(BrokerAway):
+            rebuild.reset(database_url, queue)
+    finally:
+        client.replicaof("NO", "ONE")
+        client.close()
     assert read_models(db) == before
 
 

@@ -54,6 +54,38 @@ BREAKS = {
     "a counter is off by one": (3, "UPDATE stats SET processed = processed + 1 WHERE topic = 'u' AND lane = 0"),
     "a counter is in another lane": (3, "UPDATE stats SET lane = 9 WHERE lane = 0 AND topic = 'u'"),
     "a counter is lost": (3, "DELETE FROM stats WHERE topic = 'u' AND lane < 0"),
+    "a fact names another worker": (4, FACTS.format("UPDATE facts SET worker_id = 9 WHERE action = 'PROCESSED'")),
+    "RECEIVED names a worker": (4, FACTS.format("UPDATE facts SET worker_id = 0 WHERE action = 'RECEIVED'")),
+    "QUEUED is about a part": (
+        4,
+        FACTS.format("UPDATE facts SET positions = '{1}', event_count = 1 WHERE action = 'QUEUED' AND event_count = 2"),
+    ),
+    "an event FAILED that is stored": (
+        5,
+        "INSERT INTO facts (batch_id, action, attempt, lane, worker_id, event_count, positions, errors) "
+        "SELECT batch_id, 'FAILED', 5, 0, 0, 1, '{1}', '{x}' FROM facts WHERE action = 'PROCESSED' LIMIT 1",
+    ),
+    "the trigger refuses nothing": (5, "UPDATE pg_proc SET prosrc = 'BEGIN END' WHERE proname = 'refuse_change'"),
+    "the trigger is for some facts": (
+        5,
+        "DROP TRIGGER facts_append_only ON facts; CREATE TRIGGER facts_append_only BEFORE UPDATE OR DELETE ON facts "
+        "FOR EACH ROW WHEN (false) EXECUTE FUNCTION refuse_change()",
+    ),
+    "the trigger looks at what is new": (
+        5,
+        "DROP TRIGGER facts_append_only ON facts; CREATE TRIGGER facts_append_only BEFORE INSERT ON facts "
+        "FOR EACH ROW EXECUTE FUNCTION refuse_change()",
+    ),
+    "a column of the facts may be changed": (5, "GRANT UPDATE (payloads) ON facts TO PUBLIC"),
+    "the unique constraint is an index of its name": (
+        2,
+        "ALTER TABLE processed_events DROP CONSTRAINT uq_processed_events_event_id_topic;"
+        "CREATE INDEX uq_processed_events_event_id_topic ON processed_events (event_id, topic)",
+    ),
+    "a payload is none": (
+        2,
+        FACTS.format("UPDATE facts SET payloads[2] = '\"\\u0000\"' WHERE action = 'RECEIVED' AND event_count = 3"),
+    ),
     "an outbox row is lost": (3, "DELETE FROM outbox"),
     "an outbox row came back": (
         4,

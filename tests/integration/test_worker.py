@@ -435,6 +435,23 @@ async def test_batches_without_tickets_are_taken_one_after_the_other_without_wai
     assert waits[2:] == [False, False]
 
 
+async def test_tickets_that_nobody_would_be_given_are_removed(
+    worker: Worker, client: redis.Redis, database_url: str, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projector.worker.SWEEP_SECONDS", 0)
+    broker.ensure_group(client)
+    held, passed = await receive(database_url, [event("a")], [event("b")])
+    await dispatch(database_url, queue, [held])
+    client.xreadgroup(broker.GROUP, "theirs", {broker.STREAM: ">"})
+    await dispatch(database_url, queue, [passed])
+    client.xgroup_setid(broker.STREAM, broker.GROUP, "$")
+    worker.run_once()
+    assert client.xlen(broker.STREAM) == 2  # for one of them is held
+    client.xgroup_delconsumer(broker.STREAM, broker.GROUP, "theirs")
+    worker.run_once()
+    assert client.xlen(broker.STREAM) == 0
+
+
 @pytest.fixture
 def still() -> Iterator[socket.socket]:
     """A Redis that takes connections and says nothing."""

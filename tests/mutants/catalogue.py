@@ -56,9 +56,9 @@ COUNT_OUTCOMES = """\
 
 DECIDE_AGAIN = """\
     columns = COLUMNS["processed_events"]
-    connection.execute("DELETE FROM rebuild.processed_events")
+    connection.execute("DELETE FROM chronicle_rebuild.processed_events")
     connection.execute(
-        f"INSERT INTO rebuild.processed_events ({columns}) SELECT DISTINCT ON (topic, event_id) {columns} "
+        f"INSERT INTO chronicle_rebuild.processed_events ({columns}) SELECT DISTINCT ON (topic, event_id) {columns} "
         "FROM received_events ORDER BY topic, event_id, batch_id, position"
     )
 """

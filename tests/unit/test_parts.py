@@ -6,10 +6,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from chronicle import broker, logs, screen
+from chronicle import broker, logs, runfile, screen
 from chronicle.errors import ChronicleError, InvalidRequest, SettingsError
 from chronicle.ledger import new_batch_id
 from chronicle.settings import Settings
@@ -33,6 +34,12 @@ def test_a_setting_that_does_not_fit_is_named(name: str, value: str, monkeypatch
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=name):
         Settings.load()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"api": "x"}', '{"api": null}', '{"api": {"pid": 1'])
+def test_a_run_json_that_is_none_says_that_nothing_runs(content: str, tmp_path: Path) -> None:
+    runfile.path(tmp_path).write_text(content)
+    assert runfile.read(tmp_path) == {}
 
 
 def test_an_empty_setting_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
