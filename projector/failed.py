@@ -12,7 +12,7 @@ import psycopg
 from chronicle import database, schema, screen
 from chronicle.errors import DatabaseAway
 from projector.order import announce
-from projector.projection import insert_apart, record_outcome
+from projector.projection import insert_apart, record_outcome, unfold
 
 MOST_SHOWN = 1000
 
@@ -96,6 +96,7 @@ def retry_batch(
         rows = connection.execute(HOLD, filters | {"batch_id": batch_id}).fetchall()
         held = [row[0] for row in rows]
         ahead = announce(connection, [batch_id])
+        unfold(connection, batch_id)
         won = [
             winner
             for positions in _without_gaps(held)

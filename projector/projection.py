@@ -35,7 +35,7 @@ DELETE FROM outbox WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM held)) RETUR
 """
 """No join with what is held, as in projector/outbox.py: it could read all that waits."""
 
-INSERT_FIRST_SIGHTINGS = f"""
+FIRST_SIGHTINGS = f"""
 WITH ahead AS MATERIALIZED ({AHEAD}), won AS (
     INSERT INTO processed_events (event_id, topic, source, payload, "timestamp", batch_id, position)
     SELECT event_id, topic, source, payload, "timestamp", batch_id, position
@@ -45,7 +45,7 @@ WITH ahead AS MATERIALIZED ({AHEAD}), won AS (
                    SELECT unnest(coalesce(event_ids, event_uuids::text[])) FROM facts
                    WHERE batch_id = ANY (ARRAY(SELECT batch_id FROM ahead)) AND topics IS NOT NULL
                ) AS is_ahead
-        FROM received_events AS own
+        FROM {{events}} AS own
         WHERE own.batch_id = ANY (%(batch_ids)s::uuid[]) AND own.position BETWEEN %(first)s AND %(last)s
         ORDER BY is_ahead, own.event_id, own.topic, own.batch_id, own.position
         OFFSET 0
@@ -56,6 +56,7 @@ WITH ahead AS MATERIALIZED ({AHEAD}), won AS (
 )
 SELECT batch_id, topic, array_agg(position) FROM won GROUP BY batch_id, topic
 """
+INSERT_FIRST_SIGHTINGS = FIRST_SIGHTINGS.format(events="received_events")
 """What nobody ahead may insert comes first (see projector/order.py): OFFSET keeps the sort below the wait. Of the same
 key the first one, by batch and position, is stored, and the others conflict with it like with one of before. In the
 order of the index, neighbours find its pages still in the processor's caches.
@@ -174,10 +175,18 @@ ON CONFLICT (topic, lane) DO UPDATE SET
 """A stored payload is read as `jsonb` once for each key, and looked up in a hash table (IN): to read it anew for each
 event that repeats its key could take longer than any statement may."""
 
-READ_PAYLOADS = """
-SELECT count(payload::jsonb) FROM received_events
-WHERE batch_id = ANY (%(batch_ids)s::uuid[]) AND position BETWEEN %(first)s AND %(last)s
+UNFOLD = """
+CREATE TEMPORARY TABLE apart ON COMMIT DROP AS
+SELECT event_id, topic, source, payload, "timestamp", batch_id, position FROM received_events
+WHERE batch_id = %(batch_id)s
 """
+"""A batch is unfolded once for all tries of its parts: ten thousand events that are all refused took minutes."""
+
+INDEX_UNFOLDED = "CREATE UNIQUE INDEX ON apart (position)"
+
+READ_PAYLOADS = "SELECT count(payload::jsonb) FROM apart WHERE position BETWEEN %(first)s AND %(last)s"
+
+INSERT_APART = FIRST_SIGHTINGS.format(events="apart")
 
 Won = tuple[UUID, str, list[int]]
 """Of a batch and a topic, the positions that INSERT_FIRST_SIGHTINGS inserted."""
@@ -226,6 +235,7 @@ def project_apart(
         if claimed := _claim(connection, [batch_id], worker_id):
             ahead = announce(connection, claimed)
             announced()
+            unfold(connection, batch_id)
             won = insert_apart(connection, batch_id, range(1, claimed[batch_id] + 1), ahead, errors)
             record_outcome(connection, claimed, worker_id, won, errors)
     metrics.projected(claimed, (these for *_, these in won), len(errors), time.monotonic() - began)
@@ -246,10 +256,16 @@ def abandon(connection: psycopg.Connection[Any], batch_id: UUID, worker_id: int,
     return bool(claimed)
 
 
+def unfold(connection: psycopg.Connection[Any], batch_id: UUID) -> None:
+    """Lays out a batch for `insert_apart`, until the transaction ends. Raises psycopg.Error."""
+    connection.execute(UNFOLD, {"batch_id": batch_id})
+    connection.execute(INDEX_UNFOLDED)
+
+
 def insert_apart(
     connection: psycopg.Connection[Any], batch_id: UUID, positions: range, ahead: list[int], errors: dict[int, str]
 ) -> list[Won]:
-    """Inserts the first sightings among these positions of a batch, within a transaction that has `announce`d it.
+    """Inserts the first sightings among these positions of a batch, which this transaction has announced and unfolded.
 
     Where PostgreSQL refuses them, it tries each quarter, down to the positions to blame, and adds their errors to
     `errors`. Gives what INSERT_FIRST_SIGHTINGS does. Raises psycopg.Error where it is not the fault of an event.
@@ -258,7 +274,7 @@ def insert_apart(
     try:
         with connection.transaction():  # a savepoint
             connection.execute(READ_PAYLOADS, sightings)
-            return connection.execute(INSERT_FIRST_SIGHTINGS, sightings).fetchall()
+            return connection.execute(INSERT_APART, sightings).fetchall()
     except psycopg.Error as error:
         if not database.refuses_data(error):
             raise
