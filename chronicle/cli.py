@@ -51,6 +51,7 @@ def main() -> None:
     try:
         app()
     except (ChronicleError, psycopg.Error) as error:
+        logs.flush()
         print(f"chronicle: {_first_line(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     except KeyboardInterrupt:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import re
 import sys
+import threading
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -15,6 +19,42 @@ MAX_FIELD = 500
 MAX_TRACEBACK = 10_000
 MOST_NAMED = 20
 """Requests of a batch that a line names."""
+
+STANDARD_ERROR = 2
+MOST_LINES, PATIENCE_SECONDS = 10_000, 1.0
+"""So many lines wait to be written, then further ones are lost; and who ends waits so long for them."""
+
+
+class Output(logging.Handler):
+    """Standard error, written in a thread: where nobody reads (a terminal after Ctrl-S, a full pipe) nothing waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: queue.Queue[bytes] = queue.Queue(MOST_LINES)
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes a line."""
+        try:
+            line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        except Exception:
+            self.handleError(record)
+            return
+        with suppress(queue.Full):
+            self._lines.put_nowait(line)
+
+    def flush(self) -> None:
+        """Waits a moment until all is written."""
+        with self._lines.all_tasks_done:
+            self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, PATIENCE_SECONDS)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            with suppress(OSError):  # nobody is there to read it
+                while line:
+                    line = line[os.write(STANDARD_ERROR, line) :]
+            self._lines.task_done()
 
 
 _QUOTES = re.compile(r"\n(?:DETAIL|CONTEXT|QUERY):(?:.|\n(?!\n|Traceback |During |The above ))*")
@@ -63,7 +103,7 @@ def configure(service: str) -> None:
         _cut,
     ]
     renderer: Processor = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Output()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -81,6 +121,12 @@ def configure(service: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def flush() -> None:
+    """Waits a moment until all lines are written: before something else is, and before the process ends at once."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from chronicle.errors import ChronicleError
+from chronicle.logs import STANDARD_ERROR
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -31,7 +32,10 @@ class Output(io.FileIO):
 
 
 def guard() -> None:
-    """Makes standard output such an Output, where it is open."""
+    """Makes standard output such an Output, where it is open. What is closed goes nowhere, not into our next file."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
+        pass
+    os.close(handle)
     if given := sys.stdout:
         raw = io.BufferedWriter(Output(given.fileno(), "wb", closefd=False))
         sys.stdout = io.TextIOWrapper(raw, given.encoding, given.errors, line_buffering=True)

@@ -49,6 +49,7 @@ def run(database_url: str, redis_url: str, workers: int, scraped: socket.socket 
     sequencer.join(max(deadline - time.monotonic(), 0))
     if any(thread.is_alive() for thread in (*threads, sequencer)):
         log.error("workers do not come back from PostgreSQL or Redis: stopped without them")
+        logs.flush()
         os._exit(1)
     log.info("projector stopped")
 
@@ -59,4 +60,5 @@ def _work(part: Worker | Sequencer) -> None:
         part.run()
     except BaseException:
         log.critical("worker failed", worker=threading.current_thread().name, exc_info=True)
+        logs.flush()
         os._exit(1)

@@ -13,9 +13,9 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
 from chronicle.errors import StartError
+from chronicle.logs import STANDARD_ERROR
 from chronicle.up.privileges import Account, before_exec
 
-STANDARD_ERROR = 2
 KILL_SECONDS = 0.5
 LOG_LIMIT = 10 * 2**20
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -353,6 +354,43 @@ def test_nobody_reading_the_output_is_no_reason_to_stop(home: Path) -> None:
         os.close(writer)
         eventually(stack.is_ready, timeout=60)
         eventually(lambda: stack.pids().get("projector"))
+        process.terminate()
+        assert process.wait(STOP_SECONDS) == 0
+    assert left(stack) == ""
+
+
+def test_a_log_that_nobody_reads_on_holds_up_nothing(home: Path) -> None:
+    """As on a terminal after Ctrl-S."""
+    stack = Stack(home)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(2**12))
+    os.set_blocking(writer, True)
+    command = [sys.executable, "-m", "chronicle", "up", "--port", str(stack.port)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=stack.environment, stdout=subprocess.DEVNULL, stderr=writer
+    ) as process:
+        os.close(writer)
+        eventually(stack.is_ready, timeout=60)
+        before = eventually(lambda: stack.pids().get("broker"))
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: stack.pids().get("broker", before) != before)
+        publish(stack, "unheard")
+        eventually(lambda: processed(stack) == 1)
+        process.terminate()
+        assert process.wait(STOP_SECONDS) == 0
+    os.close(reader)
+    assert left(stack) == ""
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_it_runs_without_its_standard_streams(closed: str, home: Path) -> None:
+    stack = Stack(home)
+    command = ["sh", "-c", f'exec "$0" -m chronicle up --port {stack.port} {closed}', sys.executable]
+    with subprocess.Popen(command, cwd=ROOT, env=stack.environment) as process:
+        eventually(stack.is_ready, timeout=60)
         process.terminate()
         assert process.wait(STOP_SECONDS) == 0
     assert left(stack) == ""

@@ -105,10 +105,11 @@ def ticks(count: int) -> Iterator[int]:
         yield number
 
 
-def test_user_text_cannot_forge_a_log_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_text_cannot_forge_a_log_line(capfd: pytest.CaptureFixture[str]) -> None:
     logs.configure("test")
     logs.get("test").warning("refused", text="a\nforged line \x1b[31m" + "x" * 10_000)
-    [line] = capsys.readouterr().err.splitlines()
+    logs.flush()
+    [line] = capfd.readouterr().err.splitlines()
     assert "\\\\nforged" in line
     assert "\x1b" not in line
     assert len(line) < 1000
