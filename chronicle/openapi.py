@@ -90,7 +90,9 @@ _PUBLISHED = {
 _BODY = {
     "type": "object",
     "required": ["events"],
-    "properties": {"events": {"type": "array", "maxItems": 10_000, "items": _EVENT}},
+    "properties": {
+        "events": {"type": "array", "items": _EVENT, "description": "At most CHRONICLE_MAX_EVENTS, by default 10,000."}
+    },
 }
 
 PUBLISH = {

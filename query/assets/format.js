@@ -80,5 +80,15 @@ const own = (object, key) => (Object.hasOwn(object, key) ? object[key] : undefin
 
 const same = (one, other) => {
   if (one === undefined || other === undefined) return one === other;
-  return write(one) === write(other);
+  return [one, other].every(isNumber) ? plain(one) === plain(other) : write(one) === write(other);
 };
+
+const isNumber = (value) => value instanceof Exact || typeof value === "number";
+
+/** A number as PostgreSQL compares it: 1.0 is 1, 1e2 is 100, and -0 is 0. */
+function plain(number) {
+  const [, sign, whole, fraction = "", exponent = "0"] = /^(-?)(\d+)(?:\.(\d+))?(?:e([+-]?\d+))?$/i.exec(write(number));
+  const digits = (whole + fraction).replace(/0+$/, "");
+  const figures = digits.replace(/^0+/, "");
+  return figures ? `${sign}${figures} ${Number(exponent) + whole.length - digits.length}` : "0";
+}

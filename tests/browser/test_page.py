@@ -64,7 +64,7 @@ def test_an_event_is_seen_within_two_seconds_and_opens_with_its_trail(browser: A
         shown.open()
         publish(stack, ("orders/eu", event_id, {"amount": 1, "same": [1]}))
         shown.waits_for(".newest", event_id, seconds=2)
-        publish(stack, ("orders/eu", event_id, {"amount": 2, "same": [1]}))
+        publish(stack, ("orders/eu", event_id, {"amount": 2, "same": [1.0]}))
         shown.page.get_by_role("button", name="Pause").click()
         shown.page.click(f".newest button:has-text({event_id!r})")
         shown.waits_for("dialog", "orders/eu")
