@@ -159,9 +159,8 @@ def reset(url: str, redis_url: str) -> None:
     """
     client = broker.connect(redis_url)
     with broker.ours():
-        client.delete(
-            broker.STREAM
-        )  # a ticket that is sent from now on names a batch that is no more, and does no harm
+        # First: a ticket that is sent from now on names a batch that will be no more, and does no harm.
+        client.delete(broker.STREAM)
     client.close()
 
     def empty() -> None:
