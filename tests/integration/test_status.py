@@ -115,3 +115,15 @@ def test_it_asks_the_service_of_this_home_unless_another_one_is_named(
         assert "│ received │ 5" in capsys.readouterr().out
         assert shown(other, ask)
         assert "│ received │ 6" in capsys.readouterr().out
+
+
+def test_the_url_of_a_server_that_is_not_ours_is_not_shown(
+    ask: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(READY, STATS) as own:
+        runfile.write(tmp_path, {"postgres": {"url": "postgresql://u:secret@h/d"}, "api": {"pid": 1, "url": own}})
+        ask.delenv("AGGREGATOR_URL", raising=False)
+        assert status.show(Settings.load())
+    out = capsys.readouterr().out
+    assert own in out
+    assert "secret" not in out
